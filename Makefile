@@ -1,0 +1,64 @@
+# Everything runs in .venv, which is made on first use and again when pyproject.toml or constraints.txt changes.
+#   make test ARGS="tests/guides -x"        further arguments of pytest, or of the benchmarks
+#   make demo PYTHON=/path/to/python3.12    another interpreter (>= 3.11)
+
+PYTHON ?= python3 python3.13 python3.12 python3.11 python3.14 python
+ARGS ?=
+
+# The tests marked slow run where CI is set, as every CI service does.
+MARKERS := $(if $(CI),,-m "not slow")
+# -qq: errors only.
+PIP_INSTALL := .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint bench docs clean
+
+help:
+	@echo 'make demo    fit eight schools two ways, run NUTS beside, write the report to demo/'
+	@echo 'make test    run the tests (CI=true: the slow ones too; ARGS="-k word")'
+	@echo 'make lint    ruff and mypy'
+	@echo 'make bench   run the benchmarks'
+	@echo 'make docs    run every example of the docstrings, the README and the tutorials'
+	@echo 'make clean   remove .venv, demo/, build products and caches'
+
+demo: .venv/.installed
+	.venv/bin/pyro-vi-lab compare eight_schools --out demo
+
+test: .venv/.installed-test
+	.venv/bin/python -m pytest $(MARKERS) $(ARGS)
+
+lint: .venv/.installed-test
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy pyro_vi_lab
+
+bench: .venv/.installed-test
+	.venv/bin/python -m benchmarks $(ARGS)
+
+docs: .venv/.installed-test
+	.venv/bin/python -m pytest pyro_vi_lab $(wildcard tests/test_readme.py tests/test_tutorials.py) $(ARGS)
+
+clean:
+	rm -rf .venv demo build dist *.egg-info .coverage htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/pyvenv.cfg:
+	@for python in $(PYTHON); do \
+	    "$$python" -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+	    echo "Creating .venv with $$("$$python" --version)"; \
+	    exec "$$python" -m venv --clear .venv; \
+	done; \
+	echo 'No Python >= 3.11 with its venv module found; tried: $(PYTHON).' >&2; \
+	echo 'Install one (on Debian and Ubuntu with python3-venv), or name it: make PYTHON=/path/to/python' >&2; \
+	exit 1
+
+.venv/.installed: pyproject.toml constraints.txt | .venv/pyvenv.cfg
+	@echo 'Installing pyro-vi-lab into .venv (takes minutes the first time)'
+	@$(PIP_INSTALL) -e .
+	@touch $@
+
+.venv/.installed-test: pyproject.toml constraints.txt | .venv/pyvenv.cfg
+	@echo 'Installing pyro-vi-lab and its test tools into .venv (takes minutes the first time)'
+	@$(PIP_INSTALL) -e '.[test]'
+	@touch .venv/.installed $@
