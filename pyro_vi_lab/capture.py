@@ -1,0 +1,244 @@
+"""A Pyro computation run once and kept as a graph of ATen operators.
+
+Pyro's effect handlers run in Python at every step; the arithmetic of a small model is a small part of that. A graph
+holds the arithmetic alone. It is run by TorchScript's interpreter (C++, no compiler needed, no GIL), or row by row and
+vectorized over a batch by ``torch.vmap``.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.passes.dialect.common.cse_pass import CSEPass
+
+from pyro_vi_lab.errors import CaptureError
+from pyro_vi_lab.sites import user_line
+
+Function = Callable[..., tuple[Tensor, ...]]
+
+HOT_CALLS = 60
+"""Calls of one batch shape after which the batch gets a graph of its own: what that graph costs to make (0.1 s for a
+small model) is what it then saves in about as many calls more."""
+CHUNK_NUMBERS = 2**25
+"""Numbers that one vectorized call may hold in intermediate results (256 MiB in float64)."""
+FOLD_NUMBERS = 2**22
+"""Largest constant that folding may make."""
+
+_NO_OPS = (
+    torch.ops.aten.detach.default,
+    torch.ops.aten.alias.default,
+    torch.ops.aten.lift_fresh_copy.default,
+    torch.ops.aten.lift_fresh.default,
+)
+
+_SHAPE_ONLY = (
+    torch.ops.aten.zeros_like.default,
+    torch.ops.aten.ones_like.default,
+    torch.ops.aten.full_like.default,
+)
+"""Operators whose result depends on the shape and type of their input alone."""
+
+
+class Graph:
+    """A captured function of tensors, ``f(x, *data) -> (tensor, ...)``.
+
+    Args:
+        module: The graph.
+        example: The inputs that it was captured with: their shapes and types are those it works for.
+    """
+
+    def __init__(self, module: GraphModule, example: Sequence[Tensor]) -> None:
+        self.module = module
+        self.example = tuple(example)
+        self._calls: dict[tuple[torch.Size, ...], int] = {}
+        self._hot: dict[tuple[torch.Size, ...], Function] = {}
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of operators."""
+        return sum(node.op == "call_function" for node in self.module.graph.nodes)
+
+    @cached_property
+    def numbers_per_row(self) -> int:
+        """Numbers in all intermediate results of one call: the size of its work."""
+        metas = (node.meta.get("tensor_meta") for node in self.module.graph.nodes if node.op == "call_function")
+        return max(1, sum(meta.shape.numel() for meta in metas if hasattr(meta, "shape")))
+
+    @cached_property
+    def _script(self) -> Function:
+        return _script(self.module, self.example)
+
+    def bind(self, *data: Tensor) -> Graph:
+        """The same graph with its data as constants, folded: fewer operators, for many calls with the same data."""
+        module = copy.deepcopy(self.module)
+        inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+        for number, (node, value) in enumerate(zip(inputs[1:], data, strict=True)):
+            name = f"_data_{number}"
+            module.register_buffer(name, value.detach())
+            with module.graph.inserting_before(node):
+                constant = module.graph.get_attr(name)
+            constant.meta = dict(node.meta)
+            node.replace_all_uses_with(constant)
+            module.graph.erase_node(node)
+        return Graph(_simplified(module, self.example[0].device), self.example[:1])
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Run the graph on one row."""
+        with torch.no_grad():
+            return tuple(self._script(*inputs))
+
+    def batched(self, x: Tensor, *data: Tensor) -> tuple[Tensor, ...]:
+        """Run the graph on every row of ``x``; ``data`` is the same for all rows.
+
+        Shape:
+            x ``(K, ...)``; each result ``(K, ...)``.
+        """
+        rows = max(1, CHUNK_NUMBERS // self.numbers_per_row)
+        with torch.no_grad():
+            if len(x) <= rows:
+                return self._batched(x, *data)
+            parts = [self._batched(part, *data) for part in x.split(rows)]
+            return tuple(torch.cat(results) for results in zip(*parts, strict=True))
+
+    def _batched(self, x: Tensor, *data: Tensor) -> tuple[Tensor, ...]:
+        shapes = (x.shape, *(value.shape for value in data))
+        if shapes in self._hot:
+            return tuple(self._hot[shapes](x, *data))
+        self._calls[shapes] = self._calls.get(shapes, 0) + 1
+        vectorized = torch.vmap(self.module, in_dims=(0, *(None for _ in data)))
+        if self._calls[shapes] > HOT_CALLS:
+            self._hot[shapes] = _script(_simplified(make_fx(vectorized)(x, *data), x.device), (x, *data))
+        return tuple(vectorized(x, *data))
+
+
+def capture(function: Function, example: Sequence[Tensor]) -> Graph:
+    """Run ``function`` once and keep its ATen graph, with constants folded and dead code removed.
+
+    Tensors that ``function`` closes over, parameters among them, are kept with the values they have now.
+
+    Raises:
+        CaptureError: The function looks into a tensor (``if``, ``.item()``, ...) or uses what the tracer refuses; the
+            message names the user's line.
+    """
+    try:
+        module = make_fx(function)(*example)
+    except Exception as error:
+        place = user_line(error)
+        where = f" at {place}" if place else ""
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise CaptureError(f"{reason[0]}{where}") from error
+    return Graph(_simplified(module, example[0].device), example)
+
+
+def _script(module: GraphModule, example: Sequence[Tensor]) -> Function:
+    with warnings.catch_warnings(), torch.no_grad():
+        # TorchScript is in maintenance, and says so at every use; it also warns of constants, which are meant here.
+        warnings.simplefilter("ignore")
+        traced: Function = torch.jit.freeze(torch.jit.trace(module.eval(), tuple(example), check_trace=False))
+    return traced
+
+
+def _simplified(module: GraphModule, device: torch.device) -> GraphModule:
+    """The same graph without no-ops, with constants folded and equal operators merged."""
+    _drop_no_ops(module)
+    _fold_constants(module, device)
+    _drop_no_ops(module)
+    result = CSEPass()(module)
+    module = result.graph_module if result is not None else module
+    module.graph.eliminate_dead_code()
+    module.graph.lint()
+    module.recompile()
+    return module
+
+
+def _mutates(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return bool(schema is not None and schema.is_mutable)
+
+
+def _drop_no_ops(module: GraphModule) -> None:
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or any(_mutates(user) for user in node.users):
+            continue
+        source = node.args[0] if node.args and isinstance(node.args[0], Node) else None
+        if source is None or _mutates(source):
+            continue
+        if node.target in _NO_OPS or (_same_meta(node, source) and _keeps_value(node)):
+            node.replace_all_uses_with(source)
+            module.graph.erase_node(node)
+
+
+def _same_meta(node: Node, source: Node) -> bool:
+    before: Any = source.meta.get("tensor_meta")
+    after: Any = node.meta.get("tensor_meta")
+    if not (hasattr(before, "shape") and hasattr(after, "shape")):
+        return False
+    return bool(before.shape == after.shape and before.dtype == after.dtype)
+
+
+def _keeps_value(node: Node) -> bool:
+    """Whether an operator whose result has its input's shape and type returns that input."""
+    aten = torch.ops.aten
+    number = node.args[1] if len(node.args) > 1 else None
+    plain = isinstance(number, (int, float)) and not node.kwargs
+    if node.target in (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.pow.Tensor_Scalar):
+        return bool(plain and number == 1)
+    if node.target in (aten.add.Tensor, aten.sub.Tensor, aten.add.Scalar, aten.sub.Scalar):
+        return bool(plain and number == 0)
+    if node.target is aten.sum.default:
+        return node.meta["tensor_meta"].shape == torch.Size() and not node.kwargs
+    return node.target in (aten.expand.default, aten.view.default, aten._unsafe_view.default)
+
+
+def _fold_constants(module: GraphModule, device: torch.device) -> None:
+    constants: dict[Node, Any] = {}
+    for node in list(module.graph.nodes):
+        if node.op == "get_attr":
+            value = getattr(module, node.target)
+            if isinstance(value, Tensor):
+                value = value.detach()
+                _set_constant(module, node.target, value)
+                constants[node] = value
+            continue
+        if node.op != "call_function" or _mutates(node) or any(_mutates(user) for user in node.users):
+            continue
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            continue
+        if node.target in _SHAPE_ONLY and node.all_input_nodes == [node.args[0]]:
+            like = node.args[0].meta.get("tensor_meta")
+            if not hasattr(like, "shape") or like.shape.numel() > FOLD_NUMBERS:
+                continue
+            args, kwargs = (
+                (torch.empty(like.shape, dtype=like.dtype, device=device), *node.args[1:]),
+                node.kwargs,
+            )
+        elif all(source in constants for source in node.all_input_nodes):
+            args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda source: constants[source])
+        else:
+            continue
+        value = node.target(*args, **kwargs)
+        if not isinstance(value, Tensor) or value.numel() > FOLD_NUMBERS:
+            continue
+        constants[node] = value
+        name = f"_folded_{node.name}"
+        _set_constant(module, name, value)
+        with module.graph.inserting_before(node):
+            folded = module.graph.get_attr(name)
+        folded.meta = dict(node.meta)
+        constants[folded] = value
+        node.replace_all_uses_with(folded)
+        module.graph.erase_node(node)
+
+
+def _set_constant(module: GraphModule, name: str, value: Tensor) -> None:
+    if hasattr(module, name):
+        delattr(module, name)
+    module.register_buffer(name, value)

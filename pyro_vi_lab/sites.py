@@ -1,0 +1,353 @@
+"""The structure of a Pyro model: its sites, their shapes, supports and plates, read from two runs."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+from torch.distributions import biject_to, constraints
+
+from pyro_vi_lab.errors import DataError, LabError, ModelError
+from pyro_vi_lab.isolation import model_run
+
+Kind = Literal["latent", "discrete", "observed", "deterministic", "factor"]
+
+STRUCTURE_RADIUS = 2.0
+"""Half-width of the uniform distribution of the second run, as Stan's and Pyro's ``init_to_uniform``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """One ``pyro.sample``, ``pyro.deterministic`` or ``pyro.factor`` statement.
+
+    Args:
+        name: Name of the site.
+        kind: What the site is to an inference.
+        shape: Shape of the value, batch and event dimensions together.
+        event_dim: Number of event dimensions at the right of ``shape``.
+        support: Constraint of the values; for a latent site the one of the first run.
+        unconstrained_shape: Shape of a latent site's value on the unconstrained scale.
+        plates: ``(name, size)`` of the plate along each batch dimension, or ``None`` where there is none.
+        distribution: Name of the distribution.
+    """
+
+    name: str
+    kind: Kind
+    shape: torch.Size
+    event_dim: int
+    support: constraints.Constraint
+    unconstrained_shape: torch.Size
+    plates: tuple[tuple[str, int] | None, ...]
+    distribution: str
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """Shape of the pointwise log density."""
+        return self.shape[: len(self.shape) - self.event_dim]
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """A name for each axis of ``shape``: its plate, or ArviZ's ``<site>_dim_<i>``."""
+        names = [plate[0] if plate else f"{self.name}_dim_{i}" for i, plate in enumerate(self.plates)]
+        return tuple(names + [f"{self.name}_dim_{i}" for i in range(len(names), len(self.shape))])
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """What two runs of a model say about it.
+
+    Args:
+        sites: Every site in the order of the run.
+        observed: Values of the observed sites.
+        max_plate_nesting: Number of batch dimensions that plates use.
+        subsampled: Names of the plates that see a part of their rows only.
+    """
+
+    sites: Mapping[str, Site]
+    observed: Mapping[str, Tensor]
+    max_plate_nesting: int
+    subsampled: tuple[str, ...]
+
+
+class FromUnconstrained(Messenger):
+    """Gives every continuous latent site ``biject_to(support)(u)`` for a ``u`` chosen by site name and shape."""
+
+    def __init__(self, choose: Callable[[str, torch.Size], Tensor]) -> None:
+        super().__init__()
+        self.choose = choose
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or isinstance(msg["fn"], _Subsample) or msg["fn"].support.is_discrete:
+            return
+        transform = bijection(msg["name"], msg["fn"])
+        msg["value"] = transform(self.choose(msg["name"], transform.inverse_shape(msg["fn"].shape())))
+        msg["done"] = True
+
+
+class ChangeOfVariables(Messenger):
+    """Maps latent sites from the unconstrained scale with ``biject_to`` of the support that each has in this very run.
+
+    Args:
+        unconstrained: Value of each latent site on the unconstrained scale.
+
+    Attributes:
+        values: The sites' values.
+        log_dets: Log determinants of the map, in the batch shape that the transform gives.
+    """
+
+    def __init__(self, unconstrained: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.unconstrained = unconstrained
+        self.values: dict[str, Tensor] = {}
+        self.log_dets: dict[str, Tensor] = {}
+        self.supports: dict[str, constraints.Constraint] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name = msg["name"]
+        if name not in self.unconstrained or msg["is_observed"]:
+            return
+        msg["value"] = self.visit(name, msg["fn"])
+        msg["done"] = True
+
+    def visit(self, name: str, fn: Any) -> Tensor:
+        """The value of one site whose distribution is ``fn``."""
+        transform = bijection(name, fn)
+        u = self.unconstrained[name]
+        value: Tensor = transform(u)
+        self.values[name] = value
+        self.log_dets[name] = transform.log_abs_det_jacobian(u, value)
+        self.supports[name] = fn.support
+        return value
+
+
+def same_support(one: Any, other: Any) -> bool:
+    """Whether two constraints are the same, bounds included."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Tensor):
+        return one.shape == other.shape and bool((one == other).all())
+    if not isinstance(one, constraints.Constraint):
+        return bool(one == other)
+    first, second = vars(one), vars(other)
+    return first.keys() == second.keys() and all(same_support(first[key], second[key]) for key in first)
+
+
+def bijection(name: str, fn: Any) -> Any:
+    """``biject_to(fn.support)``, with an error that names the site where Pyro has none."""
+    try:
+        return biject_to(fn.support)
+    except NotImplementedError as error:
+        raise ModelError(
+            f"site {name!r} ({distribution_name(fn)}) has support {fn.support}, for which torch has no bijection "
+            "from the "
+            "real numbers; register one with torch.distributions.biject_to, or write the site with another distribution"
+        ) from error
+
+
+def distribution_name(fn: Any) -> str:
+    """Name of the distribution below ``Independent``, ``expand`` and masks."""
+    while hasattr(fn, "base_dist") and type(fn).__name__ in ("Independent", "MaskedDistribution"):
+        fn = fn.base_dist
+    return type(fn).__name__
+
+
+def read_structure(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    name: str,
+    dtype: torch.dtype,
+) -> Structure:
+    """Run the model twice at different points, with Pyro's validation on, and describe its sites.
+
+    Raises:
+        ModelError: The model cannot be run, has a site of a kind that is not supported, has no latent sites, or
+            changes its structure from run to run.
+        DataError: An observed site has a missing or infinite value.
+    """
+    generator = torch.Generator().manual_seed(1)
+
+    def zeros(_: str, shape: torch.Size) -> Tensor:
+        return torch.zeros(shape, dtype=dtype)
+
+    def uniform(_: str, shape: torch.Size) -> Tensor:
+        return (torch.rand(shape, generator=generator, dtype=dtype) * 2 - 1) * STRUCTURE_RADIUS
+
+    first = _run(model, args, kwargs, zeros, name=name, dtype=dtype, seed=0)
+    sites = {key: _site(node) for key, node in first.items()}
+    second = _run(model, args, kwargs, uniform, name=name, dtype=dtype, seed=1)
+    _check_same(name, sites, {key: _site(node) for key, node in second.items()})
+    if not any(site.kind == "latent" for site in sites.values()):
+        discrete = [site.name for site in sites.values() if site.kind == "discrete"]
+        why = f"only discrete ones ({', '.join(discrete)}), which are summed out" if discrete else "none"
+        raise ModelError(f"model {name} has no continuous latent sites to infer: it has {why}")
+    observed = {key: first[key]["value"] for key, site in sites.items() if site.kind == "observed"}
+    for key, value in observed.items():
+        _check_finite(key, value, first[key])
+    frames = [frame for node in first.values() for frame in node["cond_indep_stack"] if frame.vectorized]
+    return Structure(
+        sites=sites,
+        observed=observed,
+        max_plate_nesting=max((-frame.dim for frame in frames), default=0),
+        subsampled=tuple(dict.fromkeys(f.name for f in frames if f.full_size is not None and f.full_size != f.size)),
+    )
+
+
+def _run(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    choose: Callable[[str, torch.Size], Tensor],
+    *,
+    name: str,
+    dtype: torch.dtype,
+    seed: int,
+) -> dict[str, Any]:
+    with ExitStack() as stack:
+        stack.enter_context(user_errors(name, args, kwargs))
+        stack.enter_context(model_run(seed=seed, dtype=dtype, validate=True))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(poutine.block())
+        tracer = stack.enter_context(poutine.trace())
+        stack.enter_context(FromUnconstrained(choose))
+        model(*args, **kwargs)
+    return {
+        key: node
+        for key, node in tracer.trace.nodes.items()
+        if node["type"] == "sample" and not isinstance(node["fn"], _Subsample)
+    }
+
+
+class user_errors:
+    """Turns what a user's model raises into a :class:`ModelError` that names the model, its line and its data."""
+
+    def __init__(self, name: str, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> None:
+        self.name, self.args, self.kwargs = name, args, kwargs or {}
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: Any) -> None:
+        if not isinstance(error, Exception) or isinstance(error, LabError):
+            return
+        place = user_line(error)
+        where = f" at {place}" if place else ""
+        text = str(error).strip().splitlines()
+        shapes = [
+            f"{key} "
+            f"{tuple(value.shape)}{' with NaN' if value.is_floating_point() and bool(value.isnan().any()) else ''}"
+            for key, value in (*((f"argument {i}", v) for i, v in enumerate(self.args)), *self.kwargs.items())
+            if isinstance(value, Tensor)
+        ]
+        data = f"; data: {', '.join(shapes)}" if shapes else ""
+        raise ModelError(
+            f"model {self.name} cannot be run{where}: {type(error).__name__}: {' '.join(text[:3])}{data}"
+        ) from error
+
+
+def user_line(error: BaseException) -> str:
+    """``file:line`` of the innermost frame that belongs to the user and not to torch, Pyro or this package."""
+    here = os.path.dirname(__file__)
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        library = f"{os.sep}site-packages{os.sep}" in frame.filename or f"{os.sep}lib{os.sep}python" in frame.filename
+        ours = frame.filename.startswith(here) and not frame.filename.startswith(os.path.join(here, "models"))
+        if not library and not ours and not frame.filename.startswith("<frozen"):
+            return f"{frame.filename}:{frame.lineno}"
+    return ""
+
+
+def _site(node: Any) -> Site:
+    name, fn = node["name"], node["fn"]
+    for frame in node["cond_indep_stack"]:
+        if not frame.vectorized:
+            raise ModelError(
+                f"site {name!r} is inside the sequential plate {frame.name!r} (for ... in pyro.plate); write it as "
+                "a vectorized "
+                f"plate (with pyro.plate({frame.name!r}, {frame.size}): ...), whose statements run once for all rows"
+            )
+    kind = _kind(node)
+    shape, event_dim = tuple(node["value"].shape), fn.event_dim
+    if kind == "observed":
+        shape = torch.broadcast_shapes(shape, tuple(fn.shape()))
+    if kind == "deterministic" and event_dim == len(shape):
+        event_dim = 0  # Pyro's default takes all axes as event dimensions; in a plate they are its rows
+    unconstrained_shape = torch.Size()
+    if kind == "latent":
+        unconstrained_shape = bijection(name, fn).inverse_shape(node["value"].shape)
+    elif kind == "discrete" and not fn.has_enumerate_support:
+        raise ModelError(
+            f"site {name!r} ({distribution_name(fn)}) is discrete with the support {fn.support}, which cannot be "
+            "summed over; "
+            "discrete latent sites must have finitely many values (Bernoulli, Categorical, Binomial, ...)"
+        )
+    plates: list[tuple[str, int] | None] = [None] * (len(shape) - event_dim)
+    for frame in node["cond_indep_stack"]:
+        if -frame.dim <= len(plates) and shape[len(plates) + frame.dim] == frame.size:
+            plates[frame.dim] = (frame.name, frame.size)
+    return Site(
+        name=name,
+        kind=kind,
+        shape=torch.Size(shape),
+        event_dim=event_dim,
+        support=fn.support,
+        unconstrained_shape=torch.Size(unconstrained_shape),
+        plates=tuple(plates),
+        distribution=distribution_name(fn),
+    )
+
+
+def _kind(node: Any) -> Kind:
+    if node["infer"].get("_deterministic"):
+        return "deterministic"
+    if node["is_observed"]:
+        return "factor" if type(node["fn"]).__name__ == "Unit" else "observed"
+    if not isinstance(node["fn"], TorchDistributionMixin):
+        raise ModelError(
+            f"site {node['name']!r} samples from {type(node['fn']).__name__}, which is not a Pyro distribution"
+        )
+    return "discrete" if node["fn"].support.is_discrete else "latent"
+
+
+def _check_same(model: str, first: Mapping[str, Site], second: Mapping[str, Site]) -> None:
+    differing = sorted(set(first) ^ set(second))
+    if differing:
+        raise ModelError(
+            f"the structure of model {model} changes from run to run: site {differing[0]!r} is there in one run and "
+            "not in "
+            "another; write the choice without Python control flow on sampled values (torch.where, a mask, a mixture)"
+        )
+    for name, site in first.items():
+        other = second[name]
+        if (site.shape, site.kind) != (other.shape, other.kind):
+            raise ModelError(
+                f"the structure of model {model} changes from run to run: site {name!r} is {site.kind} of shape "
+                f"{tuple(site.shape)} in one run and {other.kind} of shape {tuple(other.shape)} in another"
+            )
+
+
+def _check_finite(name: str, value: Tensor, node: Any) -> None:
+    if not value.is_floating_point():
+        return
+    bad = ~torch.isfinite(value)
+    mask = node.get("mask")
+    if mask is not None and bool(bad.any()):
+        rows = mask if isinstance(mask, Tensor) else torch.tensor(bool(mask))
+        bad = bad & rows.reshape(rows.shape + (1,) * node["fn"].event_dim).expand_as(bad)
+    if not bool(bad.any()):
+        return
+    index = tuple(bad.nonzero()[0].tolist())
+    raise DataError(
+        f"observed site {name!r} has {int(bad.sum())} missing or infinite value(s) of {value.numel()}, the first "
+        f"({float(value[index])}) at index {index}; remove or impute those rows, or mask them with pyro.poutine.mask"
+    )
