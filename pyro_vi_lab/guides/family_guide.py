@@ -1,0 +1,130 @@
+"""A family over all latent sites as a Pyro autoguide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, ClassVar
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.distributions.util import sum_rightmost
+from pyro.infer.autoguide import AutoContinuous
+from pyro.nn import PyroParam
+from torch import Tensor, nn
+from torch.distributions import constraints, register_kl
+
+from pyro_vi_lab.errors import ArgumentError
+from pyro_vi_lab.families import Family, Params
+from pyro_vi_lab.guides.initialization import init_to_origin
+from pyro_vi_lab.sites import ChangeOfVariables, same_support
+
+
+class DensityDelta(dist.Delta):
+    """A point with a density, as Pyro's autoguides use it, whose KL divergence keeps that density.
+
+    Pyro's own rule for ``Delta`` drops ``log_density``, so that ``TraceMeanField_ELBO`` loses the change of
+    variables of every
+    constrained site.
+    """
+
+
+@register_kl(DensityDelta, dist.Distribution)
+def _kl_density_delta(p: DensityDelta, q: Any) -> Tensor:
+    return p.log_density - q.log_prob(p.v)
+
+
+class FamilyGuide(AutoContinuous):
+    """Base of the guides θ = μ + σ·ε over the unconstrained latent vector z.
+
+    Args:
+        model: A Pyro model.
+        init_loc_fn: Where to start each site; at zero on the unconstrained scale by default.
+        init_scale: Standard deviation of every coordinate of z at the start.
+
+    Raises:
+        ArgumentError: ``init_scale`` is not a positive number.
+    """
+
+    family: ClassVar[Family]
+    """The family of distributions over z."""
+    scale_name: ClassVar[str]
+    """Name of the scale parameter, as Pyro's guides call it."""
+    scale_constraint: ClassVar[constraints.Constraint]
+
+    loc: Tensor
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        init_loc_fn: Callable[..., Any] = init_to_origin,
+        init_scale: float = 0.1,
+    ) -> None:
+        if not (isinstance(init_scale, (int, float)) and init_scale > 0):
+            raise ArgumentError(f"init_scale must be a positive number, got {init_scale!r}")
+        self._init_scale = float(init_scale)
+        super().__init__(model, init_loc_fn=init_loc_fn)
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        super()._setup_prototype(*args, **kwargs)
+        loc = self._init_loc()
+        self.loc = nn.Parameter(loc)
+        scale = self.family.initial(loc, self._init_scale).scale
+        setattr(self, self.scale_name, PyroParam(scale, self.scale_constraint))
+
+        # Pyro's autoguides keep the supports of the first run; a support that depends on sites before it has to be
+        # read anew.
+        run = ChangeOfVariables({site["name"]: value + 1 for site, value in self._unpack_latent(loc.detach())})
+        with torch.no_grad(), poutine.block(), run:
+            self.model(*args, **kwargs)
+        prototype = self._prototype_nodes()
+        self._support_depends = not all(same_support(prototype[k]["fn"].support, s) for k, s in run.supports.items())
+
+    def _prototype_nodes(self) -> Any:
+        assert self.prototype_trace is not None
+        return self.prototype_trace.nodes
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Sample every latent site; the same ``*args, **kwargs`` as the model's."""
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        latent = self.sample_latent(*args, **kwargs)
+        plates = self._create_plates(*args, **kwargs)
+        unconstrained = {site["name"]: value for site, value in self._unpack_latent(latent)}
+        change = ChangeOfVariables(unconstrained)
+        if self._support_depends:
+            with poutine.block(), change:
+                self.model(*args, **kwargs)
+        else:
+            for name in unconstrained:
+                change.visit(name, self._prototype_nodes()[name]["fn"])
+        result = {}
+        for name, value in change.values.items():
+            event_dim = self._prototype_nodes()[name]["fn"].event_dim
+            log_density = 0.0 if poutine.get_mask() is False else -change.log_dets[name]
+            if isinstance(log_density, Tensor):
+                log_density = sum_rightmost(log_density, log_density.dim() - value.dim() + event_dim)
+            with ExitStack() as stack:
+                for frame in self._cond_indep_stacks[name]:
+                    stack.enter_context(plates[frame.name])
+                result[name] = pyro.sample(name, DensityDelta(value, log_density=log_density, event_dim=event_dim))
+        return result
+
+    @property
+    def params(self) -> Params:
+        """Present location and scale, detached."""
+        return Params(self.loc.detach().clone(), getattr(self, self.scale_name).detach().clone())
+
+    @params.setter
+    def params(self, value: Params) -> None:
+        self.loc = nn.Parameter(value.loc.detach().clone())
+        setattr(self, self.scale_name, PyroParam(value.scale.detach().clone(), self.scale_constraint))
+
+    def get_base_dist(self) -> Any:
+        """Standard normal over z."""
+        return dist.Normal(torch.zeros_like(self.loc), torch.ones_like(self.loc)).to_event(1)
+
+    def _loc_scale(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return self.loc, self.family.scale.variance(getattr(self, self.scale_name)).sqrt()
