@@ -1,0 +1,78 @@
+"""Ready models, and problems that pair each with data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pyro_vi_lab.errors import unknown_name
+from pyro_vi_lab.models import eight_schools, linear_regression, logistic_regression
+from pyro_vi_lab.models.eight_schools import EightSchools
+from pyro_vi_lab.models.linear_regression import ExactPosterior, LinearRegression
+from pyro_vi_lab.models.logistic_regression import LogisticRegression
+from pyro_vi_lab.problem import Problem
+
+
+@dataclass(frozen=True)
+class Example:
+    """A problem that can be built without any input.
+
+    Args:
+        description: One line.
+        build: Makes the problem; raises an :class:`~pyro_vi_lab.errors.ExtraError` where its data come with a
+            package that is not installed.
+    """
+
+    description: str
+    build: Callable[[], Problem]
+
+
+MODELS: dict[str, Example] = {
+    "eight_schools": Example("effects of coaching in eight schools, non-centered", eight_schools.example),
+    "eight_schools_centered": Example("the same, centered: a funnel", eight_schools.example_centered),
+    "linear_regression": Example(
+        "linear regression, unknown noise: diabetes progression, 442 patients, 10 covariates",
+        linear_regression.example,
+    ),
+    "linear_regression_known_noise": Example(
+        "the same with known noise: the posterior is exactly normal", linear_regression.example_known_noise
+    ),
+    "linear_regression_simulated": Example(
+        "linear regression, unknown noise: simulated, 200 rows, 5 covariates",
+        linear_regression.example_simulated,
+    ),
+    "logistic_regression": Example(
+        "logistic regression: breast cancer, 569 tumors, 30 covariates", logistic_regression.example
+    ),
+    "logistic_regression_simulated": Example(
+        "logistic regression: simulated, 1000 rows, 20 covariates", logistic_regression.example_simulated
+    ),
+}
+"""Example problems by name; the data of some come with scikit-learn, the extra ``examples``."""
+
+
+def build(name: str) -> Problem:
+    """Build the example problem called ``name``.
+
+    Raises:
+        ArgumentError: There is no such example; the message suggests the nearest.
+        ExtraError: Its data come with a package that is not installed.
+
+    Example:
+        >>> build("eight_schools").coords
+        {'school': ['A', 'B', 'C', 'D', 'E', 'F', 'G', 'H']}
+    """
+    if name not in MODELS:
+        raise unknown_name("model", name, MODELS)
+    return MODELS[name].build()
+
+
+__all__ = [
+    "MODELS",
+    "EightSchools",
+    "ExactPosterior",
+    "Example",
+    "LinearRegression",
+    "LogisticRegression",
+    "build",
+]
