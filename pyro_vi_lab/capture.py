@@ -10,11 +10,12 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._decomp import get_decompositions
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.passes.dialect.common.cse_pass import CSEPass
@@ -129,13 +130,20 @@ def capture(function: Function, example: Sequence[Tensor]) -> Graph:
             message names the user's line.
     """
     try:
-        module = make_fx(function)(*example)
+        module = make_fx(function, decomposition_table=_decompositions())(*example)
     except Exception as error:
         place = user_line(error)
         where = f" at {place}" if place else ""
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CaptureError(f"{reason[0]}{where}") from error
     return Graph(_simplified(module, example[0].device), example)
+
+
+@cache
+def _decompositions() -> dict[Any, Callable[..., Any]]:
+    """Operators written out as simpler ones: torch's batching rule of this one resizes its output, and warns each time."""
+    aten = torch.ops.aten
+    return dict(get_decompositions([aten.log_sigmoid_forward, aten.log_sigmoid_backward]))
 
 
 def _script(module: GraphModule, example: Sequence[Tensor]) -> Function:

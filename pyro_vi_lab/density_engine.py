@@ -43,6 +43,8 @@ MAX_NUMBERS = 2**25
 MAX_DENSE = 512
 """Largest D for which particles grow with D and a diagonal family uses the full mean Hessian for its location."""
 MAX_RADIUS = 1e7
+ERROR_GROWTH = 3.0
+"""How much larger than before the error of a proposal's bound may be to still count as noise."""
 REJECTIONS = 40
 """Steps in a row that may be taken back: the radius has then shrunk by 4⁻⁴⁰."""
 MAX_SIZE = 1e15
@@ -190,7 +192,8 @@ def _advance(
     proposal = family.step(old_params, old.tangent, lr=size, max_kl=state.radius[index])
     new = _evaluate(density, family, proposal.params, particles, generator)
 
-    noise = torch.hypot(old.error, new.error)
+    # where the proposal is bad, a few particles make both the fall of its bound and the error of that fall: cap the error
+    noise = torch.hypot(old.error, torch.minimum(new.error, ERROR_GROWTH * old.error))
     predicted = 2 * old.length * proposal.size * (1 - proposal.size / 2)
     gain = new.elbo - old.elbo
     finite = torch.isfinite(new.elbo) & torch.isfinite(new.length) & torch.isfinite(new.gap) & torch.isfinite(new.noise)

@@ -236,7 +236,7 @@ class Problem:
             try:
                 structure = read_structure(self.model, *converted, name=self.name, dtype=dtype)
             except ModelError as error:
-                if i + 1 < len(dtypes) and "dtype" in str(error).lower():
+                if i + 1 < len(dtypes) and _mixes_types(error):
                     continue
                 raise
             if dtype != torch.float64:
@@ -245,7 +245,7 @@ class Problem:
                     "arguments, or make "
                     "them float64, for the full precision",
                     LabWarning,
-                    stacklevel=4,
+                    stacklevel=3,
                 )
             return dtype, structure, *converted
         raise AssertionError("unreachable")
@@ -360,6 +360,12 @@ def _as_tensor(name: str, value: Any, index_coords: dict[int, list[Any]]) -> Any
             raise DataError(f"argument {name!r} is not numeric (dtype {value.dtype}); encode it as numbers")
         return torch.as_tensor(value.copy())
     return value
+
+
+def _mixes_types(error: ModelError) -> bool:
+    """Whether torch refused to mix float32 with float64."""
+    text = str(error).lower()
+    return "dtype" in text or "scalar type" in text
 
 
 def _to_dtype(leaf: Any, dtype: torch.dtype) -> Any:

@@ -16,6 +16,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import biject_to, constraints
+from torch.utils import _pytree as pytree
 
 from pyro_vi_lab.errors import DataError, LabError, ModelError
 from pyro_vi_lab.isolation import model_run
@@ -178,11 +179,14 @@ def read_structure(
     """
     generator = torch.Generator().manual_seed(1)
 
+    tensors = (leaf for leaf in pytree.tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor))
+    device = next((leaf.device for leaf in tensors), torch.device("cpu"))
+
     def zeros(_: str, shape: torch.Size) -> Tensor:
-        return torch.zeros(shape, dtype=dtype)
+        return torch.zeros(shape, dtype=dtype, device=device)
 
     def uniform(_: str, shape: torch.Size) -> Tensor:
-        return (torch.rand(shape, generator=generator, dtype=dtype) * 2 - 1) * STRUCTURE_RADIUS
+        return ((torch.rand(shape, generator=generator, dtype=dtype) * 2 - 1) * STRUCTURE_RADIUS).to(device)
 
     first = _run(model, args, kwargs, zeros, name=name, dtype=dtype, seed=0)
     sites = {key: _site(node) for key, node in first.items()}

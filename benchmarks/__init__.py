@@ -1,0 +1,1 @@
+"""Benchmarks: every table in this folder is made by ``make bench``."""
