@@ -1,15 +1,15 @@
 """A Pyro computation run once and kept as a graph of ATen operators.
 
 Pyro's effect handlers run in Python at every step; the arithmetic of a small model is a small part of that. A graph
-holds the arithmetic alone. It is run by TorchScript's interpreter (C++, no compiler needed, no GIL), or row by row and
-vectorized over a batch by ``torch.vmap``.
+holds the arithmetic alone. It is run row by row, or vectorized over a batch by ``torch.vmap``; one that is called often
+is handed to TorchScript's interpreter (C++, no compiler needed, no interpreter lock).
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property
 from typing import Any
 
@@ -17,10 +17,14 @@ import torch
 from torch import Tensor
 from torch._decomp import get_decompositions
 from torch.fx import GraphModule, Node
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 from torch.fx.passes.dialect.common.cse_pass import CSEPass
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from pyro_vi_lab.errors import CaptureError
+from pyro_vi_lab.isolation import default_dtype
 from pyro_vi_lab.sites import user_line
 
 Function = Callable[..., tuple[Tensor, ...]]
@@ -59,6 +63,8 @@ class Graph:
     def __init__(self, module: GraphModule, example: Sequence[Tensor]) -> None:
         self.module = module
         self.example = tuple(example)
+        # operators that make a floating-point number of whole ones, or of nothing, make one of the default type
+        self.dtype = self.example[0].dtype
         self._calls: dict[tuple[torch.Size, ...], int] = {}
         self._hot: dict[tuple[torch.Size, ...], Function] = {}
 
@@ -74,7 +80,12 @@ class Graph:
         return max(1, sum(meta.shape.numel() for meta in metas if hasattr(meta, "shape")))
 
     @cached_property
-    def _script(self) -> Function:
+    def scripted(self) -> Function:
+        """The graph of one row for TorchScript's interpreter.
+
+        A third of the time per call, but TorchScript keeps every program it was ever given (about a megabyte each), so it
+        is made for graphs that are called often and for no others.
+        """
         return _script(self.module, self.example)
 
     def bind(self, *data: Tensor) -> Graph:
@@ -89,12 +100,16 @@ class Graph:
             constant.meta = dict(node.meta)
             node.replace_all_uses_with(constant)
             module.graph.erase_node(node)
-        return Graph(_simplified(module, self.example[0].device), self.example[:1])
+        with default_dtype(self.dtype):
+            return Graph(_simplified(module, self.example[0].device), self.example[:1])
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Run the graph on one row."""
-        with torch.no_grad():
-            return tuple(self._script(*inputs))
+        with torch.no_grad(), default_dtype(self.dtype):
+            if self._calls.get((), 0) >= HOT_CALLS:
+                return tuple(self.scripted(*inputs))
+            self._calls[()] = self._calls.get((), 0) + 1
+            return tuple(self.module(*inputs))
 
     def batched(self, x: Tensor, *data: Tensor) -> tuple[Tensor, ...]:
         """Run the graph on every row of ``x``; ``data`` is the same for all rows.
@@ -103,7 +118,7 @@ class Graph:
             x ``(K, ...)``; each result ``(K, ...)``.
         """
         rows = max(1, CHUNK_NUMBERS // self.numbers_per_row)
-        with torch.no_grad():
+        with torch.no_grad(), default_dtype(self.dtype):
             if len(x) <= rows:
                 return self._batched(x, *data)
             parts = [self._batched(part, *data) for part in x.split(rows)]
@@ -120,30 +135,73 @@ class Graph:
         return tuple(vectorized(x, *data))
 
 
-def capture(function: Function, example: Sequence[Tensor]) -> Graph:
+def capture(function: Function, example: Sequence[Tensor], *, evaluate_constants: bool = False) -> Graph:
     """Run ``function`` once and keep its ATen graph, with constants folded and dead code removed.
 
     Tensors that ``function`` closes over, parameters among them, are kept with the values they have now.
+
+    Args:
+        function: What to capture.
+        example: Inputs to run it with.
+        evaluate_constants: Compute what does not depend on the inputs outside the graph, so that ``function`` may look
+            into it. What is written in place into such a constant is lost: check the graph against ``function``.
 
     Raises:
         CaptureError: The function looks into a tensor (``if``, ``.item()``, ...) or uses what the tracer refuses; the
             message names the user's line.
     """
+    traced = _evaluating_constants(function) if evaluate_constants else function
     try:
-        module = make_fx(function, decomposition_table=_decompositions())(*example)
+        with default_dtype(example[0].dtype):
+            module = make_fx(traced, decomposition_table=_decompositions())(*example)
     except Exception as error:
         place = user_line(error)
         where = f" at {place}" if place else ""
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CaptureError(f"{reason[0]}{where}") from error
-    return Graph(_simplified(module, example[0].device), example)
+    with default_dtype(example[0].dtype):
+        return Graph(_simplified(module, example[0].device), example)
+
+
+class _EvaluateConstants(TorchDispatchMode):
+    """Hides from the tracer every operator none of whose tensors depends on the inputs."""
+
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.dependent = WeakIdKeyDictionary(dict.fromkeys(inputs, True))
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if tensors and not any(value in self.dependent for value in tensors):
+            with disable_proxy_modes_tracing():
+                return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        for leaf in pytree.tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self.dependent[leaf] = True
+        return result
+
+
+def _evaluating_constants(function: Function) -> Function:
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        with _EvaluateConstants(inputs):
+            return function(*inputs)
+
+    return run
 
 
 @cache
 def _decompositions() -> dict[Any, Callable[..., Any]]:
-    """Operators written out as simpler ones: torch's batching rule of this one resizes its output, and warns each time."""
+    """Operators written out as simpler ones, because torch warns each time it runs them on a batch.
+
+    The log sigmoid resizes its output there; ``scatter_``, of which gradients of cumulative products are made, has no
+    batching rule.
+    """
     aten = torch.ops.aten
-    return dict(get_decompositions([aten.log_sigmoid_forward, aten.log_sigmoid_backward]))
+    table = dict(get_decompositions([aten.log_sigmoid_forward, aten.log_sigmoid_backward]))
+    return {**table, aten.scatter_.value: lambda out, *args: out.copy_(aten.scatter.value(out, *args))}
 
 
 def _script(module: GraphModule, example: Sequence[Tensor]) -> Function:

@@ -20,12 +20,14 @@ from pyro_vi_lab.capture import Graph, capture
 from pyro_vi_lab.errors import ArgumentError, CaptureError, LabWarning, ModelError
 from pyro_vi_lab.isolation import model_run
 from pyro_vi_lab.posterior import element_name
-from pyro_vi_lab.sites import ChangeOfVariables, Site, Structure, bijection, user_errors
+from pyro_vi_lab.sites import ChangeOfVariables, Site, Structure, bijection, is_indefinite, user_errors
 
 Tier = Literal["graph", "eager"]
 
 CHECK_POINTS = 2
 """Random points at which a captured graph is compared with eager Pyro."""
+CHECK_ATTEMPTS = 20
+"""Random points tried for them, ever closer to zero: a covariance need not have a Cholesky factor everywhere."""
 CHECK_POWER = 0.5
 """The check points may differ by the square root of the dtype's epsilon, relative to the largest value: sums are
 added up and
@@ -97,6 +99,7 @@ class LogDensity:
         self._evaluator: TraceEinsumEvaluator | None = None
         self._lifted = True
         self._graphs: dict[str, Graph | None] = {}
+        self._source: LogDensity | None = None
 
     @property
     def tier(self) -> Tier:
@@ -116,7 +119,7 @@ class LogDensity:
         """The same density with other data; graphs are kept where shapes, types and all else agree."""
         other = LogDensity(self.model, args, kwargs, structure, name=self.name, dtype=self.dtype)
         if self._lifted and _same_but_data(self, other):
-            other._graphs, other._evaluator = self._graphs, self._evaluator
+            other._source = self
         return other
 
     def log_prob(self, z: Tensor) -> Tensor:
@@ -141,13 +144,14 @@ class LogDensity:
         graph = self._graph("value_and_grad")
         if graph is None:
             return self.value_and_grad
-        bound = graph.bind(*self._data) if self._lifted else graph
+        bound = (graph.bind(*self._data) if self._lifted else graph).scripted
 
         def value_and_grad(z: Tensor) -> tuple[Tensor, Tensor]:
             try:
-                value, grad = bound(z)
+                with torch.no_grad():
+                    value, grad = bound(z)
             except RuntimeError as error:
-                if not _is_linalg(error):
+                if not is_indefinite(error):
                     raise
                 return torch.full((), torch.nan, dtype=self.dtype), torch.full_like(z, torch.nan)
             return value, grad
@@ -241,7 +245,22 @@ class LogDensity:
             model(*args, **kwargs)
             # inside the isolation: log_prob may make tensors of the default type
             tracer.trace.compute_log_prob()
+        self._check_sites(tracer.trace)
         return tracer.trace, torch.stack([value.sum() for value in change.log_dets.values()]).sum()
+
+    def _check_sites(self, trace: Any) -> None:
+        """A site that comes or goes from run to run would be drawn at random, or left out, without a word."""
+        for key, node in trace.nodes.items():
+            if node["type"] == "sample" and type(node["fn"]).__name__ != "_Subsample" and key not in self._structure.sites:
+                raise ModelError(
+                    f"the structure of model {self.name} changes from run to run: site {key!r} is there in one run and not "
+                    "in another; write the choice without Python control flow on sampled values"
+                )
+        missing = [key for key in self.sites if key not in trace.nodes]
+        if missing:
+            raise ModelError(
+                f"the structure of model {self.name} changes from run to run: site {missing[0]!r} is not there in every run"
+            )
 
     def _arguments(self, data: tuple[Tensor, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         remaining = iter(data)
@@ -262,18 +281,20 @@ class LogDensity:
         with torch.enable_grad():
             z = z.detach().requires_grad_(True)
             (value,) = self._eager_value(z, *data)
-            (grad,) = torch.autograd.grad(value, z)
+            grad = torch.autograd.grad(value, z)[0] if value.requires_grad else torch.zeros_like(z)
         return value.detach(), grad
 
     def _eager_hessian(self, z: Tensor, *data: Tensor) -> tuple[Tensor, ...]:
         with torch.enable_grad():
             z = z.detach().requires_grad_(True)
-            (grad,) = torch.autograd.grad(self._eager_value(z, *data)[0], z, create_graph=True)
+            (value,) = self._eager_value(z, *data)
+            flat = torch.zeros_like(z)
+            grad = torch.autograd.grad(value, z, create_graph=True)[0] if value.requires_grad else flat
             rows = [
                 torch.autograd.grad(entry, z, retain_graph=True, allow_unused=True)[0] if entry.requires_grad else None
                 for entry in grad
             ]
-        return (torch.stack([torch.zeros_like(z) if row is None else row for row in rows]).detach(),)
+        return (torch.stack([flat if row is None else row for row in rows]).detach(),)
 
     def _eager_constrain(self, z: Tensor, *data: Tensor) -> tuple[Tensor, ...]:
         trace, _ = self._trace(z, data or self._data, enumerate_discrete=False)
@@ -312,68 +333,75 @@ class LogDensity:
             if graph is not None:
                 results = graph.batched(rows.reshape(-1, width), *data)
             else:
-                results = self._one_by_one(getattr(self, f"_eager_{what}"), rows.reshape(-1, width), data)
+                results = self._one_by_one(what, getattr(self, f"_eager_{what}"), rows.reshape(-1, width), data)
         except RuntimeError as error:
-            if not _is_linalg(error):
+            if not is_indefinite(error):
                 raise
             # one row whose matrix has no Cholesky factor stops the whole batch: give the others their values
-            results = self._one_by_one(graph or getattr(self, f"_eager_{what}"), rows.reshape(-1, width), data)
-        return tuple(value.reshape(*rows.shape[:-1], *value.shape[1:]) for value in results)
+            function = graph or getattr(self, f"_eager_{what}")
+            results = self._one_by_one(what, function, rows.reshape(-1, width), data)
+        return tuple(value.reshape((*rows.shape[:-1], *value.shape[1:])) for value in results)
 
-    def _one_by_one(self, function: Callable[..., Any], rows: Tensor, data: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _one_by_one(
+        self, what: str, function: Callable[..., Any], rows: Tensor, data: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
         """Results row by row; NaN where a matrix of the model has no Cholesky factor or no inverse."""
-        each: list[tuple[Tensor, ...] | None] = []
+        each: list[tuple[Tensor, ...]] = []
         for row in rows:
             try:
                 with user_errors(self.name):
                     each.append(tuple(value.detach() for value in function(row, *data)))
             except (ModelError, RuntimeError) as error:
-                if not _is_linalg(error.__cause__ or error):
+                if not is_indefinite(error.__cause__ or error):
                     raise
-                each.append(None)
-        known = next((values for values in each if values is not None), None)
-        if known is None:
-            raise ModelError(
-                f"model {self.name}: a matrix has no Cholesky factor or inverse at any of {len(each)} points"
-            )
-        failed = tuple(torch.full_like(value, torch.nan) for value in known)
-        return tuple(
-            torch.stack(values) for values in zip(*(failed if row is None else row for row in each), strict=True)
-        )
+                each.append(tuple(rows.new_full(shape, torch.nan) for shape in self._shapes(what)))
+        return tuple(torch.stack(values) for values in zip(*each, strict=True))
+
+    def _shapes(self, what: str) -> list[tuple[int, ...]]:
+        """Shapes of the results at one point."""
+        if what == "constrain":
+            names = (*self.sites, *self._constrained_names())
+            return [tuple(self._structure.sites[key].shape) for key in names]
+        shapes: dict[str, list[tuple[int, ...]]] = {
+            "value": [()],
+            "value_and_grad": [(), (self.dim,)],
+            "hessian": [(self.dim, self.dim)],
+            "unconstrain": [(self.dim,)],
+        }
+        return shapes[what]
 
     def _graph(self, what: str) -> Graph | None:
+        if self._source is not None:
+            self._adopt()
         if what not in self._graphs:
             self._graphs[what] = self._captured(what)
         return self._graphs[what]
+
+    def _adopt(self) -> None:
+        """Take over the graphs of the density that this one was made from, if they are right for these data too."""
+        source, self._source = self._source, None
+        assert source is not None
+        graph = source._graph("value_and_grad")
+        if graph is not None:
+            if not source._lifted:
+                return
+            try:
+                # a model may read its data past the tracer (y.numpy()): then the graph holds the old ones
+                checks = self._checks("value_and_grad", self._eager_value_and_grad)[:1]
+                self._check(graph, checks, self._data)
+            except CaptureError:
+                return
+        self._graphs = source._graphs
 
     def _captured(self, what: str) -> Graph | None:
         """The graph of one function, or ``None`` if Pyro has to run at every call; says so once."""
         if what != "value_and_grad" and self._graph("value_and_grad") is None:
             return None
         function = getattr(self, f"_eager_{what}")
-        generator = torch.Generator().manual_seed(0)
-        if what == "unconstrain":
-            z = torch.zeros(self.dim, dtype=self.dtype, device=self.device)
-            latent = self._eager_constrain(z)[: len(self.sites)]
-            points = [torch.cat([value.reshape(-1) for value in latent]).detach()]
-        else:
-            points = [
-                torch.randn(self.dim, generator=generator, dtype=self.dtype).to(self.device) / 2
-                for _ in range(CHECK_POINTS)
-            ]
-        if self._enumerates:
-            self._eager_value(points[0])  # fills the evaluator's cache outside the capture
         try:
-            try:
-                graph = capture(function, (points[0], *(self._data if self._lifted else ())))
-            except CaptureError:
-                if not self._lifted or not self._data or what != "value_and_grad":
-                    raise
-                # the model may look into its data (sizes, masks, a maximum): keep them as constants
-                graph = capture(lambda z: function(z, *self._data), (points[0],))
-                self._lifted = False
-            data = self._data if self._lifted else ()
-            self._check(graph, function, points, data)
+            checks = self._checks(what, function)
+            graph = self._capture(what, function, checks[0][0])
+            self._check(graph, checks, self._data if self._lifted else ())
         except CaptureError as error:
             warnings.warn(
                 f"model {self.name} runs in the eager tier, which is slower: its {what.replace('_', ' ')} cannot be "
@@ -385,11 +413,39 @@ class LogDensity:
             return None
         return graph
 
-    def _check(
-        self, graph: Graph, function: Callable[..., Any], points: list[Tensor], data: tuple[Tensor, ...]
-    ) -> None:
-        for point in points:
-            expected = [value.detach() for value in function(point, *data)]
+    def _capture(self, what: str, function: Callable[..., Any], point: Tensor) -> Graph:
+        if self._lifted:
+            try:
+                return capture(function, (point, *self._data))
+            except CaptureError:
+                if what != "value_and_grad":
+                    raise
+        # the model may look into its data (sizes, masks, a maximum): keep them as constants
+        graph = capture(lambda z: function(z, *self._data), (point,), evaluate_constants=True)
+        self._lifted = False
+        return graph
+
+    def _checks(self, what: str, function: Callable[..., Any]) -> list[tuple[Tensor, list[Tensor]]]:
+        """Points at which the model can be run, and the eager results there."""
+        generator = torch.Generator().manual_seed(0)
+        checks: list[tuple[Tensor, list[Tensor]]] = []
+        reason = ""
+        for attempt in range(CHECK_ATTEMPTS):
+            z = torch.randn(self.dim, generator=generator, dtype=self.dtype).to(self.device) / 2 ** (1 + attempt // 2)
+            try:
+                if what == "unconstrain":
+                    z = torch.cat([value.reshape(-1) for value in self._eager_constrain(z)[: len(self.sites)]]).detach()
+                checks.append((z, [value.detach() for value in function(z)]))
+            except RuntimeError as error:
+                if not is_indefinite(error):
+                    raise
+                reason = str(error).splitlines()[0]
+            if len(checks) == CHECK_POINTS:
+                return checks
+        raise CaptureError(f"no points were found at which it can be run: {reason}")
+
+    def _check(self, graph: Graph, checks: list[tuple[Tensor, list[Tensor]]], data: tuple[Tensor, ...]) -> None:
+        for point, expected in checks:
             try:
                 single, batch = graph(point, *data), graph.batched(torch.stack([point, point]), *data)
             except (RuntimeError, NotImplementedError) as error:
@@ -422,10 +478,6 @@ class _InverseChange(Messenger):
 def _quiet(dtype: torch.dtype) -> AbstractContextManager[None]:
     """A run whose sites were checked before: no validation, random state and parameters left as they are."""
     return model_run(seed=None, dtype=dtype, validate=False)
-
-
-def _is_linalg(error: BaseException) -> bool:
-    return type(error).__name__ == "_LinAlgError" or "linalg" in str(error)
 
 
 def _same_but_data(one: LogDensity, other: LogDensity) -> bool:

@@ -216,7 +216,8 @@ def _advance(
 
     signal = cosine.clamp_min(0) * new.gap
     before = state.signal[index]
-    signal = torch.where(torch.isnan(before), signal, (before + signal) / 2)
+    # no more than there is now: on the way down the gap falls by orders of magnitude, which a mean would remember
+    signal = torch.where(torch.isnan(before), signal, torch.minimum((before + signal) / 2, new.gap))
 
     state.radius[index], state.lr[index] = radius, rate
     state.signal[index] = torch.where(kept, signal, before)
@@ -248,6 +249,8 @@ def _judge(state: State, index: Tensor, dim: int, noisy: Tensor, at_most: bool) 
             state.averaged[i] = 0
         if bool(noisy[position]) and not at_most:
             continue
+        if gap > max(3 * noise, limit):
+            continue  # steps that overshoot turn against each other too: small signal, but no sign of an optimum
         if signal < max(noise / 2, limit / 4):
             done = noise / (1 + float(state.averaged[i])) < limit / 2 and signal < limit / 2
             if state.averaged[i] >= AVERAGED_STEPS and done:

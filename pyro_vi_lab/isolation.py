@@ -27,8 +27,11 @@ def seeded(seed: int | None) -> Iterator[None]:
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Make ``dtype`` torch's default inside the block."""
+    """Make ``dtype`` torch's default inside the block; nested blocks of one type change nothing, in any thread."""
     before = torch.get_default_dtype()
+    if before == dtype:
+        yield
+        return
     torch.set_default_dtype(dtype)
     try:
         yield

@@ -16,7 +16,7 @@ from pyro_vi_lab.density import LogDensity
 from pyro_vi_lab.errors import ArgumentError, ModelError, unknown_name
 from pyro_vi_lab.families import Params
 from pyro_vi_lab.fit import Fit
-from pyro_vi_lab.isolation import seeded, threads
+from pyro_vi_lab.isolation import default_dtype, seeded, threads
 from pyro_vi_lab.posterior import Posterior
 from pyro_vi_lab.problem import Problem
 
@@ -94,7 +94,7 @@ def nuts(
     def new_start(chain_seed: int) -> Tensor:
         return _start(density, start, chain_seed)
 
-    with threads(1):
+    with threads(1), default_dtype(density.dtype):
         new_start(seed)  # fails here, in the user's words, and not inside a thread of the sampler
         z, stats, num_gradients = _BACKENDS[backend](
             density,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -45,22 +46,31 @@ class ELBO(Trace_ELBO):
         super().__init__(num_particles=num_particles, **kwargs)
 
     def _get_trace(self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
-        if self.gradient == "stl":
-            with _frozen(guide_trace, guide):
-                frozen = poutine.trace(poutine.replay(guide, trace=guide_trace)).get_trace(*args, **kwargs)
-                frozen.compute_log_prob()
-            for name, node in guide_trace.nodes.items():
-                if node["type"] != "sample" or "score_parts" not in node:
-                    continue
-                if not node["fn"].has_rsample and not node["is_observed"] and type(node["fn"]).__name__ != "_Subsample":
-                    raise ModelError(
-                        f"guide site {name!r} ({type(node['fn']).__name__}) is not reparameterized, so it has no "
-                        "'stl' gradient; "
-                        "use pyro.infer.TraceGraph_ELBO, or enumerate it with pyro.infer.TraceEnum_ELBO"
-                    )
-                log_prob = frozen.nodes[name]["log_prob"]
-                node["score_parts"] = node["score_parts"]._replace(entropy_term=log_prob)
+        if self.gradient == "reparam":
+            return super()._get_trace(model, guide, args, kwargs)
+        whole = poutine.Trace()
+
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            nonlocal whole
+            with poutine.trace() as tracer:
+                result = guide(*args, **kwargs)
+            whole = tracer.trace
+            return result
+
+        model_trace, guide_trace = super()._get_trace(model, recorded, args, kwargs)
+        with _frozen(whole, guide):
+            # the trace that Pyro returns lacks the indices of subsampled plates, which have to be the same here
+            frozen = poutine.trace(poutine.replay(guide, trace=whole)).get_trace(*args, **kwargs)
+            frozen.compute_log_prob()
+        for name, node in guide_trace.nodes.items():
+            if node["type"] != "sample" or "score_parts" not in node:
+                continue
+            if not node["fn"].has_rsample and not node["is_observed"]:
+                raise ModelError(
+                    f"guide site {name!r} ({type(node['fn']).__name__}) is not reparameterized, so it has no 'stl' "
+                    "gradient; use pyro.infer.TraceGraph_ELBO, or enumerate it with pyro.infer.TraceEnum_ELBO"
+                )
+            node["score_parts"] = node["score_parts"]._replace(entropy_term=frozen.nodes[name]["log_prob"])
         return model_trace, guide_trace
 
 
@@ -78,7 +88,10 @@ def _frozen(trace: Any, guide: Any) -> Iterator[None]:
     for leaf in changed:
         leaf.requires_grad_(False)
     try:
-        yield
+        with warnings.catch_warnings():
+            # of pyro.module: nothing has to be registered again here
+            warnings.filterwarnings("ignore", message=".* was not registered in the param store because requires_grad")
+            yield
     finally:
         for leaf in changed:
             leaf.requires_grad_(True)

@@ -70,13 +70,15 @@ class Problem:
         self.name = name or str(getattr(model, "__name__", type(model).__name__))
         index_coords: dict[int, list[Any]] = {}
         tensors = {
-            id(value): _as_tensor(key, value, index_coords)
+            id(leaf): _as_tensor(key + pytree.keystr(path), leaf, index_coords)
             for key, value in _argument_names(model, args, kwargs).items()
+            for path, leaf in pytree.tree_flatten_with_path(value)[0]
         }
         self.dtype, self._structure, self.args, self.kwargs = self._read(args, kwargs, tensors)
         self._dims = {key: tuple(value) for key, value in (dims or {}).items()}
         self._check_dims()
         self.coords: dict[str, list[Any]] = {key: list(value) for key, value in (coords or {}).items()}
+        self._own_coords = frozenset(self.coords)
         for size, labels in index_coords.items():
             plates = {plate for site in self.sites.values() for plate in site.plates if plate and plate[1] == size}
             if len(plates) == 1:
@@ -127,7 +129,11 @@ class Problem:
         """The same model with other data; a captured density is kept where shapes and types agree."""
         other = Problem(self.model, *args, dims=self._dims, name=self.name, **kwargs)
         sizes = {name: size for site in other.sites.values() for name, size in other.sizes(site).items()}
-        other.coords.update({key: value for key, value in self.coords.items() if sizes.get(key) == len(value)})
+        for key, labels in self.coords.items():
+            # the new data's own index goes before the old one's, what the user said before both
+            if sizes.get(key) == len(labels) and (key in self._own_coords or key not in other.coords):
+                other.coords[key] = labels
+        other._own_coords = self._own_coords & other.coords.keys()
         other.__dict__["_density"] = self._density.with_data(other.args, other.kwargs, other._structure)
         return other
 
@@ -144,7 +150,7 @@ class Problem:
                     f"site {key!r} has an improper prior (ImproperUniform), from which nothing can be drawn"
                 )
 
-        draws = self._repeat(_Given([], frozenset()), [], names, num_draws, seed=seed)
+        draws = self._repeat(_Given([], {}), [], names, num_draws, seed=seed)
         return Posterior({key: value[None] for key, value in draws.items()}, method="prior", info={"seed": seed})
 
     def predictive(self, posterior: Posterior, seed: int = 0) -> dict[str, Tensor]:
@@ -157,7 +163,7 @@ class Problem:
             ArgumentError: ``posterior`` lacks a latent site of this problem.
         """
         names, latent = self._latent_of(posterior)
-        given = _Given(names, frozenset(self.observed))
+        given = _Given(names, {key: self.sites[key].batch_shape for key in self.observed})
         return _by_chain(posterior, self._repeat(given, latent, list(self.observed), len(latent[0]), seed=seed))
 
     def log_likelihood(self, posterior: Posterior) -> dict[str, Tensor]:
@@ -178,7 +184,7 @@ class Problem:
                 "continuous sites is not available for models with discrete sites"
             )
         names, latent = self._latent_of(posterior)
-        given = _Given(names, frozenset(), log_prob=True)
+        given = _Given(names, {}, log_prob=True)
         return _by_chain(posterior, self._repeat(given, latent, list(self.observed), len(latent[0]), seed=0))
 
     # --- many runs of the model -------------------------------------------------------------------------------------
@@ -278,7 +284,9 @@ class Problem:
 class _Given:
     """One run of a model with some sites given and others drawn anew."""
 
-    def __init__(self, names: Sequence[str], redraw: frozenset[str], *, log_prob: bool = False) -> None:
+    def __init__(
+        self, names: Sequence[str], redraw: Mapping[str, torch.Size], *, log_prob: bool = False
+    ) -> None:
         self.names, self.redraw, self.log_prob = names, redraw, log_prob
 
     def run(
@@ -301,15 +309,18 @@ class _Given:
 
 
 class _Substitute(Messenger):
-    """Gives latent sites their values; draws observed ones anew."""
+    """Gives latent sites their values; draws observed ones anew, in the batch shape that is given."""
 
-    def __init__(self, values: Mapping[str, Tensor], redraw: frozenset[str]) -> None:
+    def __init__(self, values: Mapping[str, Tensor], redraw: Mapping[str, torch.Size]) -> None:
         super().__init__()
         self.values, self.redraw = values, redraw
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in self.redraw:
             msg["is_observed"], msg["value"], msg["done"] = False, None, False
+            if msg["fn"].batch_shape != self.redraw[msg["name"]]:
+                # data without a plate are broadcast over: each value is a draw of its own
+                msg["fn"] = msg["fn"].expand(self.redraw[msg["name"]])
         elif msg["name"] in self.values and not msg["is_observed"]:
             msg["value"], msg["done"] = self.values[msg["name"]], True
 

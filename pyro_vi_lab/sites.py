@@ -1,4 +1,4 @@
-"""The structure of a Pyro model: its sites, their shapes, supports and plates, read from two runs."""
+"""The structure of a Pyro model: its sites, their shapes, supports and plates, read from a few runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ from pyro_vi_lab.isolation import model_run
 Kind = Literal["latent", "discrete", "observed", "deterministic", "factor"]
 
 STRUCTURE_RADIUS = 2.0
-"""Half-width of the uniform distribution of the second run, as Stan's and Pyro's ``init_to_uniform``."""
+"""Half-width of the uniform distribution of the runs that check it, as Stan's and Pyro's ``init_to_uniform``."""
+STRUCTURE_RUNS = 5
+"""Runs at random points whose sites are compared with those of the first run."""
+MIN_RADIUS = 0.01
+"""Half-width below which a run that fails is not tried again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +69,7 @@ class Site:
 
 @dataclass(frozen=True, eq=False)
 class Structure:
-    """What two runs of a model say about it.
+    """What a few runs of a model say about it.
 
     Args:
         sites: Every site in the order of the run.
@@ -170,7 +174,7 @@ def read_structure(
     name: str,
     dtype: torch.dtype,
 ) -> Structure:
-    """Run the model twice at different points, with Pyro's validation on, and describe its sites.
+    """Run the model at different points, with Pyro's validation on, and describe its sites.
 
     Raises:
         ModelError: The model cannot be run, has a site of a kind that is not supported, has no latent sites, or
@@ -178,6 +182,7 @@ def read_structure(
         DataError: An observed site has a missing or infinite value.
     """
     generator = torch.Generator().manual_seed(1)
+    radius = STRUCTURE_RADIUS
 
     tensors = (leaf for leaf in pytree.tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor))
     device = next((leaf.device for leaf in tensors), torch.device("cpu"))
@@ -186,19 +191,29 @@ def read_structure(
         return torch.zeros(shape, dtype=dtype, device=device)
 
     def uniform(_: str, shape: torch.Size) -> Tensor:
-        return ((torch.rand(shape, generator=generator, dtype=dtype) * 2 - 1) * STRUCTURE_RADIUS).to(device)
+        return ((torch.rand(shape, generator=generator, dtype=dtype) * 2 - 1) * radius).to(device)
 
     first = _run(model, args, kwargs, zeros, name=name, dtype=dtype, seed=0)
     sites = {key: _site(node) for key, node in first.items()}
-    second = _run(model, args, kwargs, uniform, name=name, dtype=dtype, seed=1)
-    _check_same(name, sites, {key: _site(node) for key, node in second.items()})
+    runs = 0
+    while runs < STRUCTURE_RUNS:
+        try:
+            other = _run(model, args, kwargs, uniform, name=name, dtype=dtype, seed=1 + runs)
+        except ModelError as error:
+            # a covariance need not be positive definite everywhere: come closer to the first run, which went well
+            if radius < MIN_RADIUS or not is_indefinite(error.__cause__):
+                raise
+            radius /= 2
+        else:
+            _check_same(name, sites, {key: _site(node) for key, node in other.items()})
+            runs += 1
     if not any(site.kind == "latent" for site in sites.values()):
         discrete = [site.name for site in sites.values() if site.kind == "discrete"]
         why = f"only discrete ones ({', '.join(discrete)}), which are summed out" if discrete else "none"
         raise ModelError(f"model {name} has no continuous latent sites to infer: it has {why}")
     observed = {key: first[key]["value"] for key, site in sites.items() if site.kind == "observed"}
     for key, value in observed.items():
-        _check_finite(key, value, first[key])
+        _check_finite(key, value)
     frames = [frame for node in first.values() for frame in node["cond_indep_stack"] if frame.vectorized]
     return Structure(
         sites=sites,
@@ -258,6 +273,12 @@ class user_errors:
         raise ModelError(
             f"model {self.name} cannot be run{where}: {type(error).__name__}: {' '.join(text[:3])}{data}"
         ) from error
+
+
+def is_indefinite(error: BaseException | None) -> bool:
+    """Whether a model failed at a point because a matrix has no Cholesky factor or no inverse there."""
+    name, text = type(error).__name__, str(error)
+    return name == "_LinAlgError" or "linalg" in text or "PositiveDefinite" in text
 
 
 def user_line(error: BaseException) -> str:
@@ -340,18 +361,16 @@ def _check_same(model: str, first: Mapping[str, Site], second: Mapping[str, Site
             )
 
 
-def _check_finite(name: str, value: Tensor, node: Any) -> None:
+def _check_finite(name: str, value: Tensor) -> None:
     if not value.is_floating_point():
         return
+    # masked values too: a mask multiplies their gradient by zero, and zero times NaN is NaN
     bad = ~torch.isfinite(value)
-    mask = node.get("mask")
-    if mask is not None and bool(bad.any()):
-        rows = mask if isinstance(mask, Tensor) else torch.tensor(bool(mask))
-        bad = bad & rows.reshape(rows.shape + (1,) * node["fn"].event_dim).expand_as(bad)
     if not bool(bad.any()):
         return
     index = tuple(bad.nonzero()[0].tolist())
     raise DataError(
         f"observed site {name!r} has {int(bad.sum())} missing or infinite value(s) of {value.numel()}, the first "
-        f"({float(value[index])}) at index {index}; remove or impute those rows, or mask them with pyro.poutine.mask"
+        f"({float(value[index])}) at index {index}; remove or impute those rows, or put any "
+        "value of the support there and mask it with pyro.poutine.mask"
     )

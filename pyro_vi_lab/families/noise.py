@@ -29,7 +29,7 @@ class Normal(Noise):
     r"""Standard normal noise, :math:`\varepsilon \sim N(0, I)`.
 
     Example:
-        >>> Normal().log_prob(torch.zeros(2)).item() == -math.log(2 * math.pi)
+        >>> Normal().log_prob(torch.zeros(2, dtype=torch.float64)).item() == -math.log(2 * math.pi)
         True
     """
 

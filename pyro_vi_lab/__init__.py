@@ -1,0 +1,51 @@
+"""Fit, check and compare variational posteriors of any Pyro model.
+
+Example:
+    >>> import torch, pyro, pyro.distributions as dist
+    >>> import pyro_vi_lab as vl
+    >>> def model(x, y):
+    ...     slope = pyro.sample("slope", dist.Normal(0.0, 10.0))
+    ...     noise = pyro.sample("noise", dist.HalfNormal(1.0))
+    ...     with pyro.plate("row", len(x)):
+    ...         pyro.sample("y", dist.Normal(slope * x, noise), obs=y)
+    >>> x = torch.linspace(-1.0, 1.0, 20)
+    >>> fit = vl.fit(vl.Problem(model, x, 2.0 * x + 0.1 * torch.cos(20.0 * x)), seed=0)
+    >>> fit.status.value
+    'converged'
+"""
+
+from pyro_vi_lab import checks, families, guides, models
+from pyro_vi_lab.compare import Comparison, compare
+from pyro_vi_lab.density import LogDensity
+from pyro_vi_lab.density_engine import Status
+from pyro_vi_lab.errors import LabError, LabWarning
+from pyro_vi_lab.export import to_arviz
+from pyro_vi_lab.fit import Fit, fit
+from pyro_vi_lab.natural_gradient import NaturalGradient
+from pyro_vi_lab.nuts import nuts
+from pyro_vi_lab.objectives import ELBO
+from pyro_vi_lab.posterior import Posterior
+from pyro_vi_lab.problem import Problem
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ELBO",
+    "Comparison",
+    "Fit",
+    "LabError",
+    "LabWarning",
+    "LogDensity",
+    "NaturalGradient",
+    "Posterior",
+    "Problem",
+    "Status",
+    "checks",
+    "compare",
+    "families",
+    "fit",
+    "guides",
+    "models",
+    "nuts",
+    "to_arviz",
+]

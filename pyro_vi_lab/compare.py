@@ -1,0 +1,386 @@
+"""Several fits of one problem beside a reference, judged by the same numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyro_vi_lab.checks import Discrepancy, ImportanceCheck, discrepancy, importance
+from pyro_vi_lab.density_engine import Status
+from pyro_vi_lab.errors import ArgumentError, DataError, LabWarning
+from pyro_vi_lab.export import data_hash, plain, save_arviz, staged, to_arviz, versions
+from pyro_vi_lab.fit import Fit, fit
+from pyro_vi_lab.nuts import nuts
+from pyro_vi_lab.posterior import Posterior
+from pyro_vi_lab.problem import Problem
+from pyro_vi_lab.report import render, warnings_about
+
+if TYPE_CHECKING:
+    import pandas
+
+MAX_POINTWISE = 2**25
+"""Values of one observed row and one draw that a saved file may hold (256 MiB in float64)."""
+
+TARGET_ACCEPT = 0.9
+"""Acceptance rate for a reference: above the usual 0.8, which leaves a few divergences even in eight schools."""
+
+REPORT, NUMBERS = "report.html", "comparison.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Fits of one problem, its reference, and how they differ; :func:`compare` makes it.
+
+    Negative ELBOs are comparable between the candidates of one comparison, and not between problems.
+
+    Args:
+        problem: What was fitted.
+        reference: Draws that the candidates are judged by.
+        reference_problems: Why the reference is unfit to judge them; empty if it is fit.
+        fits: Candidate to its fit.
+        posteriors: Candidate to its draws, for fits that did not diverge.
+        elbos: Candidate to the estimate of its ELBO and the standard error of that.
+        importance: Candidate to its importance sampling check.
+        discrepancies: Candidate to its differences from the reference.
+        notes: Candidate to the reason why one of the checks could not be computed.
+        num_draws: Draws per candidate.
+        seed: Seed of fits, reference and draws.
+        command: How this comparison was made, if not from Python.
+    """
+
+    problem: Problem
+    reference: Posterior
+    reference_problems: Sequence[str]
+    fits: Mapping[str, Fit]
+    posteriors: Mapping[str, Posterior]
+    elbos: Mapping[str, tuple[float, float]]
+    importance: Mapping[str, ImportanceCheck]
+    discrepancies: Mapping[str, Discrepancy]
+    notes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    num_draws: int = 1000
+    seed: int = 0
+    command: str | None = None
+
+    @property
+    def reference_name(self) -> str:
+        """``"nuts"`` where the reference was made by NUTS, else ``"reference"``."""
+        return "nuts" if self.reference.method == "nuts" else "reference"
+
+    @cached_property
+    def best(self) -> str | None:
+        """The candidate with the lowest negative ELBO; ``None`` where all diverged."""
+        finite = {name: -value for name, (value, _) in self.elbos.items() if math.isfinite(value)}
+        return min(finite, key=finite.__getitem__) if finite else None
+
+    def table(self) -> pandas.DataFrame:
+        """One row for the reference and one per candidate.
+
+        ``attrs["reference_problems"]`` says why the reference is unfit, if it is.
+        """
+        import pandas
+
+        table = pandas.DataFrame(self._rows(), columns=list(COLUMNS))
+        texts, whole = ("candidate", "status", "worst_mean_parameter"), ("steps", "gradients")
+        table = table.astype({name: "Int64" if name in whole else float for name in COLUMNS if name not in texts})
+        table.attrs["reference_problems"] = list(self.reference_problems)
+        return table
+
+    def _rows(self) -> list[dict[str, Any]]:
+        info = self.reference.info
+        reference = {
+            "candidate": self.reference_name,
+            "status": "unfit reference" if self.reference_problems else "reference",
+            "seconds": info.get("seconds"),
+            "gradients": info.get("num_gradients"),
+        }
+        return [{column: row.get(column) for column in COLUMNS} for row in (reference, *map(self._row, self.fits))]
+
+    def _row(self, name: str) -> dict[str, Any]:
+        result = self.fits[name]
+        row: dict[str, Any] = {
+            "candidate": name,
+            "status": str(result.status.value),
+            "steps": result.num_steps,
+            "seconds": result.seconds,
+            "gradients": result.num_gradients,
+        }
+        if name in self.elbos:
+            value, error = self.elbos[name]
+            row |= {"negative_elbo": -value, "negative_elbo_se": error}
+        if name in self.importance:
+            check = self.importance[name]
+            row |= {"khat": check.khat, "importance_ess": check.ess}
+        if name in self.discrepancies:
+            worst = self.discrepancies[name].summary()
+            row |= {key: getattr(worst, key) for key in worst._fields if key in COLUMNS}
+        return row
+
+    def parameters(self) -> pandas.DataFrame:
+        """One row per candidate and scalar parameter: mean and sd of both, and how they differ."""
+        import pandas
+
+        frames = [
+            pandas.DataFrame(
+                {"candidate": name, "parameter": list(found.parameters)}
+                | {column: getattr(found, column) for column in PARAMETER_COLUMNS}
+            )
+            for name, found in self.discrepancies.items()
+        ]
+        columns = ["candidate", "parameter", *PARAMETER_COLUMNS]
+        return pandas.concat(frames, ignore_index=True) if frames else pandas.DataFrame(columns=columns)
+
+    def warnings(self) -> dict[str, list[str]]:
+        """Candidate to the reasons why it must not be trusted, in words; empty where there are none."""
+        found = {}
+        for row in self._rows()[1:]:
+            name = row["candidate"]
+            found[name] = [*self.notes.get(name, ()), *warnings_about(row, judged=not self.reference_problems)]
+            if name not in self.posteriors:
+                found[name].append(f"the fit {self.fits[name].message}")
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """All numbers as plain values, ready for JSON: what is not finite is ``None``."""
+        reasons = self.warnings()
+        reference, *candidates = self._rows()
+        for row in candidates:
+            name = row["candidate"]
+            row["message"] = str(self.fits[name].message)
+            row["warnings"] = reasons[name]
+            row["negative_elbo_history"] = self.fits[name].history["negative_elbo"].tolist()
+        found: dict[str, Any] = {
+            "created_by": "pyro-vi-lab",
+            "versions": versions(),
+            "problem": self.problem.name,
+            "data_hash": data_hash(self.problem),
+            "sites": {
+                name: {"kind": site.kind, "shape": list(site.shape), "dims": list(self.problem.dims(name))}
+                for name, site in self.problem.sites.items()
+            },
+            "seed": self.seed,
+            "num_draws": self.num_draws,
+            "command": self.command,
+            "reference": {
+                "name": self.reference_name,
+                "method": self.reference.method,
+                "num_chains": self.reference.num_chains,
+                "num_draws": self.reference.num_draws,
+                "problems": list(self.reference_problems),
+                "seconds": reference["seconds"],
+                "gradients": reference["gradients"],
+            },
+            "best": self.best,
+            "candidates": candidates,
+            "parameters": self.parameters().to_dict("records"),
+        }
+        result: dict[str, Any] = plain(found)
+        return result
+
+    def report(self) -> str:
+        """The comparison as one HTML page that needs nothing else."""
+        return render(self)
+
+    def save(self, directory: str | Path) -> dict[str, Path]:
+        """Write ``comparison.json``, ``report.html``, and a NetCDF file for the reference and for every posterior.
+
+        Everything is written elsewhere first and moved in at the end. Files of an earlier comparison that this one does
+        not replace are removed, so that no posterior of another run is left beside the report.
+
+        Returns:
+            the path of each file, by its name without the ending.
+
+        Raises:
+            FileError: The directory cannot be written to.
+        """
+        directory = Path(directory)
+        earlier = _files_of(directory)
+        with staged(directory) as folder:
+            for name, tree in _trees(self):
+                save_arviz(tree, folder / f"{name}.nc")
+            (folder / REPORT).write_text(self.report(), encoding="utf-8")
+            files = sorted([path.name for path in folder.iterdir()] + [NUMBERS])
+            text = json.dumps(self.to_dict() | {"files": files}, allow_nan=False, ensure_ascii=False, indent=1)
+            (folder / NUMBERS).write_text(text + "\n", encoding="utf-8")
+        diverged = {f"{name}.nc" for name in self.fits if name not in self.posteriors}
+        for name in (earlier | diverged) - set(files):
+            (directory / name).unlink(missing_ok=True)
+        return {Path(name).stem: directory / name for name in files}
+
+
+COLUMNS = (
+    "candidate",
+    "status",
+    "negative_elbo",
+    "negative_elbo_se",
+    "khat",
+    "importance_ess",
+    "max_mean_shift",
+    "worst_mean_parameter",
+    "min_sd_ratio",
+    "max_sd_ratio",
+    "steps",
+    "seconds",
+    "gradients",
+)
+PARAMETER_COLUMNS = (
+    "reference_mean",
+    "reference_sd",
+    "mean",
+    "sd",
+    "mean_shift",
+    "mean_shift_mcse",
+    "sd_ratio",
+    "sd_ratio_mcse",
+    "wasserstein",
+    "wasserstein_noise",
+)
+
+
+def compare(
+    problem: Problem,
+    guides: str | Sequence[Any] | Mapping[str, Any] = ("mean_field", "full_rank"),
+    *,
+    reference: Posterior | None = None,
+    num_draws: int = 1000,
+    seed: int = 0,
+    progress: bool = True,
+) -> Comparison:
+    """Fit every guide, take NUTS as the reference unless one is given, and measure the difference.
+
+    A candidate that diverges stays in the comparison, with its status and without a posterior. A reference that fails
+    its own checks (``Posterior.problems()``) is used and reported as unfit, wherever its numbers are shown.
+
+    Args:
+        problem: What to fit.
+        guides: Names of ``GUIDES``, guide classes or guide instances; as a mapping, with names of your own.
+        reference: Draws to judge by: of NUTS, an exact solution, or published ones; latent sites that it lacks are
+            not judged.
+        num_draws: Draws from each candidate.
+        seed: Seed of the fits, of NUTS and of all draws.
+        progress: Show progress on long work.
+
+    Raises:
+        ArgumentError: No guides, an unknown guide, or a reference without a site of this problem.
+        DataError: Draws of the reference have another shape than the problem's site.
+    """
+    candidates = _named(guides)
+    if reference is not None:
+        _check_reference(problem, reference)
+    # The fits come first: they are quick, and a wrong guide should not cost a run of NUTS.
+    fits = {name: fit(problem, guide, seed=seed, progress=progress) for name, guide in candidates.items()}
+    if reference is None:
+        reference = nuts(problem, seed=seed, target_accept=TARGET_ACCEPT, progress=progress)
+    usable = {name: result for name, result in fits.items() if result.status is not Status.DIVERGED}
+    # The fits have seen draws of their own seed; an estimate from the same draws would flatter them.
+    posteriors = {name: result.posterior(num_draws=num_draws, seed=seed + 1) for name, result in usable.items()}
+    notes: dict[str, list[str]] = {}
+    weights: dict[str, ImportanceCheck] = {}
+    differences: dict[str, Discrepancy] = {}
+    for name, posterior in posteriors.items():
+        try:
+            weights[name] = importance(posterior.stats["log_p"], posterior.stats["log_q"])
+        except DataError as error:
+            notes.setdefault(name, []).append(f"its importance weights cannot be judged: {error}")
+        try:
+            differences[name] = discrepancy(reference, posterior)
+        except DataError as error:
+            notes.setdefault(name, []).append(f"it cannot be compared with the reference: {error}")
+    return Comparison(
+        problem=problem,
+        reference=reference,
+        reference_problems=reference.problems(),
+        fits=fits,
+        posteriors=posteriors,
+        elbos={name: result.elbo(num_draws=num_draws, seed=seed + 1) for name, result in usable.items()},
+        importance=weights,
+        discrepancies=differences,
+        notes=notes,
+        num_draws=num_draws,
+        seed=seed,
+    )
+
+
+@to_arviz.register
+def _(comparison: Comparison, **options: Any) -> dict[str, Any]:
+    return dict(_trees(comparison, **options))
+
+
+def _trees(comparison: Comparison, **options: Any) -> Iterator[tuple[str, Any]]:
+    """A tree for the reference and one per posterior, without the pointwise groups where they would be too large."""
+    problem, reference = comparison.problem, comparison.reference
+    missing = [name for name, site in problem.sites.items() if site.kind == "latent" and name not in reference.draws]
+    posteriors = {comparison.reference_name: reference, **comparison.posteriors}
+    rows = sum(value.numel() for value in problem.observed.values())
+    for name, posterior in posteriors.items():
+        chosen = dict(options)
+        size = rows * posterior.num_chains * posterior.num_draws
+        if size > MAX_POINTWISE:
+            warnings.warn(
+                f"predictive draws and log likelihoods of {name} are left out: {size:,} values each; "
+                "to_arviz(posterior, problem=problem) makes them",
+                LabWarning,
+                stacklevel=3,
+            )
+        if size > MAX_POINTWISE or (posterior is reference and missing):
+            chosen |= {"predictive": False, "log_likelihood": False}
+        yield name, to_arviz(posterior, problem=problem, **chosen)
+
+
+def _named(guides: str | Sequence[Any] | Mapping[str, Any]) -> dict[str, Any]:
+    """A name for every candidate, which is also that of its file."""
+    if isinstance(guides, Mapping):
+        pairs = [(str(name), guide) for name, guide in guides.items()]
+    else:
+        pairs = []
+        for guide in [guides] if isinstance(guides, str) else guides:
+            cls = guide if isinstance(guide, type) else type(guide)
+            pairs.append((guide if isinstance(guide, str) else cls.__name__, guide))
+    if not pairs:
+        raise ArgumentError('there is nothing to compare: name at least one guide, such as "full_rank"')
+    named: dict[str, Any] = {}
+    reserved = ("nuts", "reference", Path(REPORT).stem, Path(NUMBERS).stem)
+    for name, guide in pairs:
+        base = re.sub(r"[^\w.-]", "_", name) if not isinstance(guide, str) or isinstance(guides, Mapping) else name
+        if isinstance(guide, str) and guide in named and not isinstance(guides, Mapping):
+            raise ArgumentError(f"guide {guide!r} is named twice")
+        key, count = base, 1
+        while key in named or key.lower() in reserved:
+            count += 1
+            key = f"{base}_{count}"
+        named[key] = guide
+    return named
+
+
+def _check_reference(problem: Problem, reference: Posterior) -> None:
+    latent = {name: site for name, site in problem.sites.items() if site.kind == "latent"}
+    common = [name for name in latent if name in reference.draws]
+    if not common:
+        raise ArgumentError(
+            f"the reference has no draws of a latent site of {problem.name}: it has {', '.join(reference.draws)}; "
+            f"the model has {', '.join(latent)}"
+        )
+    for name in common:
+        shape = tuple(reference.draws[name].shape[2:])
+        if shape != tuple(latent[name].shape):
+            raise DataError(
+                f"reference draws of site {name!r} have shape {shape} per draw; the site of {problem.name} has "
+                f"{tuple(latent[name].shape)}"
+            )
+
+
+def _files_of(directory: Path) -> set[str]:
+    """Files that an earlier comparison left in ``directory``, by its own account."""
+    try:
+        files = json.loads((directory / NUMBERS).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+    named = [name for name in files if isinstance(name, str)] if isinstance(files, list) else []
+    ours = [name for name in named if Path(name).name == name]  # nothing outside the directory
+    return {name for name in ours if name.endswith(".nc") or name in (REPORT, NUMBERS)}
