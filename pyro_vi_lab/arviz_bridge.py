@@ -75,7 +75,9 @@ def psis(log_weights: Array) -> tuple[Array, float]:
     References:
         Vehtari, Simpson, Gelman, Yao, Gabry 2024, "Pareto smoothed importance sampling", JMLR 25.
     """
-    with np.errstate(over="ignore"):  # ArviZ divides by the exponential of what may be too large, which gives the 0 meant
+    with np.errstate(
+        over="ignore"
+    ):  # ArviZ divides by the exponential of what may be too large, which gives the 0 meant
         # 1.x takes log likelihoods, whose inverses are the weights
         smoothed, khat = _stats().psislw(log_weights if is_old() else -log_weights)
     return np.asarray(smoothed), float(khat)

@@ -8,6 +8,7 @@ is handed to TorchScript's interpreter (C++, no compiler needed, no interpreter 
 from __future__ import annotations
 
 import copy
+import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property
@@ -25,7 +26,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from pyro_vi_lab.errors import CaptureError
 from pyro_vi_lab.isolation import default_dtype
-from pyro_vi_lab.sites import user_line
+from pyro_vi_lab.sites import is_indefinite, user_line
 
 Function = Callable[..., tuple[Tensor, ...]]
 
@@ -130,9 +131,19 @@ class Graph:
             return tuple(self._hot[shapes](x, *data))
         self._calls[shapes] = self._calls.get(shapes, 0) + 1
         vectorized = torch.vmap(self.module, in_dims=(0, *(None for _ in data)))
-        if self._calls[shapes] > HOT_CALLS:
-            self._hot[shapes] = _script(_simplified(make_fx(vectorized)(x, *data), x.device), (x, *data))
-        return tuple(vectorized(x, *data))
+        try:
+            if self._calls[shapes] > HOT_CALLS:
+                self._hot[shapes] = _script(_simplified(make_fx(vectorized)(x, *data), x.device), (x, *data))
+            return tuple(vectorized(x, *data))
+        except (RuntimeError, NotImplementedError) as error:
+            if is_indefinite(error):
+                raise
+            self._hot[shapes] = self._row_by_row
+            return self._row_by_row(x, *data)
+
+    def _row_by_row(self, x: Tensor, *data: Tensor) -> tuple[Tensor, ...]:
+        """What torch.vmap refuses: masks as indices, or constants that are written in place."""
+        return tuple(torch.stack(results) for results in zip(*(self(row, *data) for row in x), strict=True))
 
 
 def capture(function: Function, example: Sequence[Tensor], *, evaluate_constants: bool = False) -> Graph:
@@ -148,7 +159,7 @@ def capture(function: Function, example: Sequence[Tensor], *, evaluate_constants
 
     Raises:
         CaptureError: The function looks into a tensor (``if``, ``.item()``, ...) or uses what the tracer refuses; the
-            message names the user's line.
+            message names the user's line. Or it draws random numbers.
     """
     traced = _evaluating_constants(function) if evaluate_constants else function
     try:
@@ -160,7 +171,10 @@ def capture(function: Function, example: Sequence[Tensor], *, evaluate_constants
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CaptureError(f"{reason[0]}{where}") from error
     with default_dtype(example[0].dtype):
-        return Graph(_simplified(module, example[0].device), example)
+        module = _simplified(module, example[0].device)
+    if random := [node for node in module.graph.nodes if _draws(node)]:
+        raise CaptureError(f"it draws random numbers ({random[0].target})")
+    return Graph(module, example)
 
 
 class _EvaluateConstants(TorchDispatchMode):
@@ -214,6 +228,7 @@ def _script(module: GraphModule, example: Sequence[Tensor]) -> Function:
 
 def _simplified(module: GraphModule, device: torch.device) -> GraphModule:
     """The same graph without no-ops, with constants folded and equal operators merged."""
+    _mark_failures(module)
     _drop_no_ops(module)
     _fold_constants(module, device)
     _drop_no_ops(module)
@@ -225,17 +240,55 @@ def _simplified(module: GraphModule, device: torch.device) -> GraphModule:
     return module
 
 
+def _mark_failures(module: GraphModule) -> None:
+    """Make a matrix without a Cholesky factor or an inverse give NaN instead of an error.
+
+    The error of one row would stop a whole batch, and TorchScript drops the check, as nothing depends on it.
+    """
+    aten = torch.ops.aten
+    for check in [node for node in module.graph.nodes if node.target is aten._linalg_check_errors.default]:
+        info = check.args[0]
+        if info.target is not operator.getitem:
+            continue
+        for result in [user for user in info.args[0].users if user is not info]:
+            meta = result.meta["tensor_meta"]
+            if not meta.dtype.is_floating_point:
+                continue
+            with module.graph.inserting_before(check):
+                failed = module.graph.call_function(aten.ne.Scalar, (info, 0))
+                for _ in range(len(meta.shape) - len(info.meta["tensor_meta"].shape)):
+                    failed = module.graph.call_function(aten.unsqueeze.default, (failed, -1))
+                marked = module.graph.call_function(aten.masked_fill.Scalar, (result, failed, torch.nan))
+            marked.meta = dict(result.meta)
+            result.replace_all_uses_with(marked, delete_user_cb=lambda user, kept=marked: user is not kept)
+        module.graph.erase_node(check)
+
+
 def _mutates(node: Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     return bool(schema is not None and schema.is_mutable)
 
 
+def _written(node: Node) -> bool:
+    """Whether the value of a node is written in place, itself or through a view."""
+    return any(_mutates(user) or (_is_view(user) and _written(user)) for user in node.users)
+
+
+def _is_view(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return bool(schema is not None and any(result.alias_info is not None for result in schema.returns))
+
+
+def _draws(node: Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
 def _drop_no_ops(module: GraphModule) -> None:
     for node in list(module.graph.nodes):
-        if node.op != "call_function" or any(_mutates(user) for user in node.users):
+        if node.op != "call_function" or _written(node):
             continue
         source = node.args[0] if node.args and isinstance(node.args[0], Node) else None
-        if source is None or _mutates(source):
+        if source is None or _mutates(source) or _written(source):
             continue
         if node.target in _NO_OPS or (_same_meta(node, source) and _keeps_value(node)):
             node.replace_all_uses_with(source)
@@ -270,13 +323,12 @@ def _fold_constants(module: GraphModule, device: torch.device) -> None:
         if node.op == "get_attr":
             value = getattr(module, node.target)
             if isinstance(value, Tensor):
-                value = value.detach()
+                # an optimizer writes into parameters in place: keep their present values
+                value = value.detach().clone() if value.requires_grad else value.detach()
                 _set_constant(module, node.target, value)
                 constants[node] = value
             continue
-        if node.op != "call_function" or _mutates(node) or any(_mutates(user) for user in node.users):
-            continue
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        if node.op != "call_function" or _mutates(node) or _written(node) or _draws(node):
             continue
         if node.target in _SHAPE_ONLY and node.all_input_nodes == [node.args[0]]:
             like = node.args[0].meta.get("tensor_meta")

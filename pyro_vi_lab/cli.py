@@ -25,7 +25,7 @@ from pyro_vi_lab.export import check_writable, save_arviz, staged, to_arviz
 from pyro_vi_lab.fit import fit
 from pyro_vi_lab.guides import GUIDES
 from pyro_vi_lab.models import MODELS, build
-from pyro_vi_lab.nuts import nuts
+from pyro_vi_lab.nuts import TARGET_ACCEPT, nuts
 from pyro_vi_lab.posterior import Posterior, element_name
 from pyro_vi_lab.problem import Problem
 from pyro_vi_lab.report.words import number, on_scale, summary
@@ -36,7 +36,8 @@ EXIT_FAILED = 1
 """The work was done, and there is no posterior to show for it."""
 EXIT_USAGE = 2
 """The input cannot be used."""
-TARGET_ACCEPT = 0.9
+MAX_SEED = 2**32 - 2
+"""NumPy takes 32 bits, and the draws from a fit take the seed after the one given."""
 
 app = typer.Typer(
     help="Fit, check and compare variational posteriors of any Pyro model.",
@@ -58,7 +59,7 @@ ProblemArgument = Annotated[
 OutOption = Annotated[
     Path, typer.Option("--out", help="Directory for the files; made if it is not there.", show_default=False)
 ]
-SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=MAX_SEED)]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, and no table.")]
 
 
@@ -103,22 +104,15 @@ def compare_command(
     quiet: QuietOption = False,
 ) -> None:
     """Fit several guides, run NUTS beside them, and write a report of the differences."""
-    guides = guide or ["mean_field", "full_rank"]
+    guides = list(dict.fromkeys(guide or ["mean_field", "full_rank"]))
     for name in guides:
         if name not in GUIDES:
             raise unknown_name("guide", name, GUIDES)
     check_writable(out)
     made = _problem(problem)
-    command = [
-        "pyro-vi-lab",
-        "compare",
-        problem,
-        "--out",
-        str(out),
-        *(part for name in guides for part in ("--guide", name)),
-    ]
-    command += ["--seed", str(seed), "--chains", str(chains), "--warmup", str(warmup), "--draws", str(draws)]
-    command += ["--target-accept", str(target_accept)]
+    options = {"seed": seed, "chains": chains, "warmup": warmup, "draws": draws, "target-accept": target_accept}
+    words = [problem, "--out", str(out), *(word for name in guides for word in ("--guide", name))]
+    words += [word for name, value in options.items() for word in (f"--{name}", str(value))]
     _say(f"NUTS on {made.name}: {chains} chains of {warmup:,} + {draws:,} steps", quiet)
     reference = nuts(
         made,
@@ -131,7 +125,7 @@ def compare_command(
     )
     _say(f"fits: {', '.join(guides)}", quiet)
     found = compare(made, guides, reference=reference, num_draws=draws, seed=seed, progress=not quiet)
-    found = replace(found, command=shlex.join(command))
+    found = replace(found, command=shlex.join(["pyro-vi-lab", "compare", *words]))
     _say("report", quiet)
     paths = found.save(out)
     if not quiet:

@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 MAX_POINTWISE = 2**25
 """Values of one observed row and one draw that a saved file may hold (256 MiB in float64)."""
 
-TARGET_ACCEPT = 0.9
-"""Acceptance rate for a reference: above the usual 0.8, which leaves a few divergences even in eight schools."""
-
 REPORT, NUMBERS = "report.html", "comparison.json"
 
 
@@ -276,7 +273,7 @@ def compare(
     # The fits come first: they are quick, and a wrong guide should not cost a run of NUTS.
     fits = {name: fit(problem, guide, seed=seed, progress=progress) for name, guide in candidates.items()}
     if reference is None:
-        reference = nuts(problem, seed=seed, target_accept=TARGET_ACCEPT, progress=progress)
+        reference = nuts(problem, seed=seed, progress=progress)
     usable = {name: result for name, result in fits.items() if result.status is not Status.DIVERGED}
     # The fits have seen draws of their own seed; an estimate from the same draws would flatter them.
     posteriors = {name: result.posterior(num_draws=num_draws, seed=seed + 1) for name, result in usable.items()}

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from pyro_vi_lab.capture import Graph, capture
 from pyro_vi_lab.errors import ArgumentError, CaptureError, LabWarning, ModelError
-from pyro_vi_lab.isolation import model_run
+from pyro_vi_lab.isolation import default_dtype, model_run
 from pyro_vi_lab.posterior import element_name
 from pyro_vi_lab.sites import ChangeOfVariables, Site, Structure, bijection, is_indefinite, user_errors
 
@@ -148,7 +148,7 @@ class LogDensity:
 
         def value_and_grad(z: Tensor) -> tuple[Tensor, Tensor]:
             try:
-                with torch.no_grad():
+                with torch.no_grad(), default_dtype(self.dtype):
                     value, grad = bound(z)
             except RuntimeError as error:
                 if not is_indefinite(error):
@@ -297,7 +297,7 @@ class LogDensity:
         return (torch.stack([flat if row is None else row for row in rows]).detach(),)
 
     def _eager_constrain(self, z: Tensor, *data: Tensor) -> tuple[Tensor, ...]:
-        trace, _ = self._trace(z, data or self._data, enumerate_discrete=False)
+        trace, _ = self._trace(z, data or self._data, enumerate_discrete=self._enumerates)
         return tuple(trace.nodes[key]["value"] for key in (*self.sites, *self._constrained_names()))
 
     def _eager_unconstrain(self, flat: Tensor, *data: Tensor) -> tuple[Tensor, ...]:
@@ -307,8 +307,15 @@ class LogDensity:
             position += site.shape.numel()
         inverse = _InverseChange(values)
         args, kwargs = self._arguments(data or self._data)
-        with _quiet(self.dtype), poutine.block(), inverse:
-            self.model(*args, **kwargs)
+        model: Callable[..., Any] = self.model
+        with ExitStack() as stack:
+            stack.enter_context(_quiet(self.dtype))
+            stack.enter_context(poutine.block())
+            if self._enumerates:  # not drawn: an inverse has no use for chance
+                stack.enter_context(poutine.enum(first_available_dim=-1 - self._structure.max_plate_nesting))
+                model = config_enumerate(model)
+            stack.enter_context(inverse)
+            model(*args, **kwargs)
         return (torch.cat([inverse.result[key].reshape(-1) for key in self.sites]),)
 
     def _constrained_names(self) -> tuple[str, ...]:

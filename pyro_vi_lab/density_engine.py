@@ -7,7 +7,8 @@ Three things make it need no tuning:
   first-order prediction held.
 - *as many particles as the noise asks for.* The estimate comes with its own noise (in nats). When noise is what is
   left of it, the particles are quadrupled; when there are as many as memory allows, or the noise is small enough, the
-  step size becomes :math:`1/t`, which averages the natural parameters over all steps since.
+  step size falls as :math:`1/t`, which averages the natural parameters over all steps since, until the average is
+  quiet enough; there it stays, so that slow directions still move.
 - *a stop rule on the signal.* Natural gradients of successive steps use independent draws, so the mean of their inner
   product is free of noise. The ascent has converged when that signal and the averaged noise are both below the
   tolerance.
@@ -252,10 +253,11 @@ def _judge(state: State, index: Tensor, dim: int, noisy: Tensor, at_most: bool) 
         if gap > max(3 * noise, limit):
             continue  # steps that overshoot turn against each other too: small signal, but no sign of an optimum
         if signal < max(noise / 2, limit / 4):
-            done = noise / (1 + float(state.averaged[i])) < limit / 2 and signal < limit / 2
-            if state.averaged[i] >= AVERAGED_STEPS and done:
+            quiet = noise / (1 + float(state.averaged[i])) < limit / 2 and state.averaged[i] >= AVERAGED_STEPS
+            if not quiet:
+                state.averaged[i] += 1
+            elif signal < limit / 2:
                 state.status[i] = Status.CONVERGED
-            state.averaged[i] += 1
 
 
 def _give_up_on_bad_starts(state: State) -> None:

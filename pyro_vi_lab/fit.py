@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import sys
 import time
@@ -225,6 +226,8 @@ def fit(
     statuses = tuple(result.status[i] for i in order)
     if statuses[0] is not Status.DIVERGED:
         made.params = Params(*(value[0] for value in params))
+    if made is not guide:
+        _name_by_content(made)
     return Fit(
         problem=problem,
         method=name,
@@ -280,6 +283,18 @@ def _prepared(problem: Problem, guide: Any, seed: int) -> tuple[str, FamilyGuide
     return name, guide
 
 
+def _name_by_content(guide: FamilyGuide) -> None:
+    """Give a guide a name of its own in Pyro's param store.
+
+    The store goes by names: under the name of its class the guide would, when it is run, take over the scale of whatever
+    guide of that class is in the store already.
+    """
+    digest = hashlib.blake2b(digest_size=4)
+    for value in guide.params:
+        digest.update(value.numpy(force=True).tobytes())
+    guide._pyro_name = f"{type(guide).__name__}_{digest.hexdigest()}"
+
+
 def _start(guide: FamilyGuide, num_restarts: int, generator: torch.Generator, density: LogDensity) -> Params:
     params = Params(*(value.to(density.device, density.dtype).unsqueeze(0) for value in guide.params))
     loc = params.loc.repeat(num_restarts, 1)
@@ -326,29 +341,33 @@ def _message(
     suffix = f"; {others} of {len(statuses)} restarts did not converge" if others and len(statuses) > 1 else ""
     if statuses[0] is Status.CONVERGED:
         return f"converged: the bound is within {tolerance(density.dim):.2g} nats of its optimum{suffix}"
+    loc, sd = params.loc[0], family.scale.variance(params.scale[0]).sqrt()
+    size = sd.maximum(loc.abs())
+    worst = int(size.argmax())
+    farthest = f"{density.labels[worst]} went to {float(loc[worst]):.3g} with standard deviation {float(sd[worst]):.3g}"
     if statuses[0] is Status.OUT_OF_STEPS:
         return (
-            f"stopped after max_steps={max_steps} with about {gap:.2g} nats still to gain: raise max_steps, or "
-            "start nearer with the "
-            f"guide's init_loc_fn{suffix}"
+            f"stopped after max_steps={max_steps} with about {gap:.2g} nats still to gain: raise max_steps, or start "
+            f"nearer with the guide's init_loc_fn; {farthest}: if it goes on and on, give this site a proper prior{suffix}"
         )
-    size = family.scale.variance(params.scale[0]).sqrt().maximum(params.loc[0].abs())
-    worst = int(size.argmax())
-    if not bool(torch.isfinite(density.log_prob(params.loc[0]))):
-        site = density.blame(params.loc[0])
+    if not bool(torch.isfinite(density.log_prob(loc))):
         return (
-            f"diverged: the log density of site {site!r} is not finite at the guide's location; check its data and "
-            f"prior{suffix}"
+            f"diverged: the log density of site {density.blame(loc)!r} is not finite at the guide's location; check "
+            f"its data and prior{suffix}"
         )
     if float(size[worst]) > 1e8:
+        return f"diverged: {farthest}; the posterior seems to be improper: give this site a proper prior{suffix}"
+    z, log_p, _ = _draw(density, family, Params(*(value[:1] for value in params)), 1000, seed=0)
+    outside = z[~torch.isfinite(log_p)]
+    if len(outside):
         return (
-            f"diverged: {density.labels[worst]} went to {float(params.loc[0, worst]):.3g} with standard deviation "
-            f"{float(size[worst]):.3g}; the posterior seems to be improper: give this site a proper prior{suffix}"
+            f"diverged: the log density of site {density.blame(outside[0])!r} is not finite at {len(outside)} of 1000 "
+            "draws of the guide: give the sites that it depends on a support where it is (a positive scale, a "
+            f"probability){suffix}"
         )
     return (
         "diverged: no step, however small, kept the bound finite; start nearer with the guide's init_loc_fn, or "
-        "reparameterize the "
-        f"sites with large gradients{suffix}"
+        f"reparameterize the sites with large gradients; {farthest}{suffix}"
     )
 
 

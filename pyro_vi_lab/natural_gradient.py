@@ -162,7 +162,8 @@ class NaturalGradient(PyroOptim):
             raise ArgumentError(f"lr is a step size in (0, 1], got {lr!r}")
         if not max_kl > 0:
             raise ArgumentError(f"max_kl is a KL divergence in nats and must be positive, got {max_kl!r}")
-        if not any(type(part) in _READERS or _is_ours(part) for part in guide.modules()):
+        parts: Iterable[nn.Module] = getattr(guide, "modules", tuple)()  # a plain function has none
+        if not any(type(part) in _READERS or _is_ours(part) for part in parts):
             known = ", ".join(["MeanFieldNormal", "FullRankNormal", *(kind.__name__ for kind in _READERS)])
             raise ArgumentError(f"NaturalGradient cannot handle the guide {type(guide).__name__}; it knows {known}")
         super().__init__(

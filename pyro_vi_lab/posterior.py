@@ -130,14 +130,20 @@ class Posterior:
                 found.append(f"{kind} ESS of {name} is {value:.0f} (must be at least {MIN_ESS:.0f})")
         if "diverging" in self.stats and (count := int(self.stats["diverging"].sum())):
             found.append(f"{count} divergent transitions after warm-up (must be 0)")
-        if "energy" in self.stats:
-            energy = self.stats["energy"].double()
-            ebfmi = energy.diff(dim=1).square().mean(1) / energy.var(1, correction=0)
-            if not bool((ebfmi >= MIN_EBFMI).all()):
-                found.append(
-                    f"E-BFMI of chain {int(ebfmi.argmin())} is {ebfmi.min():.2f} (must be at least {MIN_EBFMI})"
-                )
+        ebfmi = self.ebfmi()
+        if ebfmi is not None and not bool((ebfmi >= MIN_EBFMI).all()):
+            found.append(f"E-BFMI of chain {int(ebfmi.argmin())} is {ebfmi.min():.2f} (must be at least {MIN_EBFMI})")
         return found
+
+    def ebfmi(self) -> Tensor | None:
+        r"""Energy Bayesian fraction of missing information of each chain, ``(C,)``; ``None`` without energies.
+
+        .. math:: \frac{\sum_n (E_n - E_{n-1})^2}{\sum_n (E_n - \bar E)^2}
+        """
+        if "energy" not in self.stats:
+            return None
+        energy = self.stats["energy"].double()
+        return energy.diff(dim=1).square().mean(1) / energy.var(1, correction=0)
 
     def convergence(self) -> dict[str, dict[str, Tensor]]:
         """Rank-normalised R-hat, bulk and tail ESS of every scalar.

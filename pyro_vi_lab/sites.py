@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from pyro import poutine
-from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.distributions.torch_distribution import MaskedDistribution, TorchDistributionMixin
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
@@ -92,7 +92,7 @@ class FromUnconstrained(Messenger):
         self.choose = choose
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] or isinstance(msg["fn"], _Subsample) or msg["fn"].support.is_discrete:
+        if msg["is_observed"] or isinstance(msg["fn"], _Subsample) or _is_discrete(msg["name"], msg["fn"]):
             return
         transform = bijection(msg["name"], msg["fn"])
         msg["value"] = transform(self.choose(msg["name"], transform.inverse_shape(msg["fn"].shape())))
@@ -179,7 +179,7 @@ def read_structure(
     Raises:
         ModelError: The model cannot be run, has a site of a kind that is not supported, has no latent sites, or
             changes its structure from run to run.
-        DataError: An observed site has a missing or infinite value.
+        DataError: An observed site has a missing or infinite value, or one outside its support.
     """
     generator = torch.Generator().manual_seed(1)
     radius = STRUCTURE_RADIUS
@@ -214,6 +214,7 @@ def read_structure(
     observed = {key: first[key]["value"] for key, site in sites.items() if site.kind == "observed"}
     for key, value in observed.items():
         _check_finite(key, value)
+        _check_support(key, value, first[key], other[key])
     frames = [frame for node in first.values() for frame in node["cond_indep_stack"] if frame.vectorized]
     return Structure(
         sites=sites,
@@ -304,7 +305,7 @@ def _site(node: Any) -> Site:
     kind = _kind(node)
     shape, event_dim = tuple(node["value"].shape), fn.event_dim
     if kind == "observed":
-        shape = torch.broadcast_shapes(shape, tuple(fn.shape()))
+        shape = _data_shape(name, shape, tuple(fn.shape()))
     if kind == "deterministic" and event_dim == len(shape):
         event_dim = 0  # Pyro's default takes all axes as event dimensions; in a plate they are its rows
     unconstrained_shape = torch.Size()
@@ -332,6 +333,23 @@ def _site(node: Any) -> Site:
     )
 
 
+def _data_shape(name: str, data: tuple[int, ...], expected: tuple[int, ...]) -> tuple[int, ...]:
+    try:
+        return tuple(torch.broadcast_shapes(data, expected))
+    except RuntimeError as error:
+        raise DataError(
+            f"observed site {name!r} has data of shape {data}, its distribution has shape {expected}: their lengths disagree"
+        ) from error
+
+
+def _is_discrete(name: str, fn: Any) -> bool:
+    try:
+        return bool(fn.support.is_discrete)
+    except NotImplementedError:
+        bijection(name, fn)  # a support that is not known until run time has no bijection either, and says so
+        raise
+
+
 def _kind(node: Any) -> Kind:
     if node["infer"].get("_deterministic"):
         return "deterministic"
@@ -341,7 +359,7 @@ def _kind(node: Any) -> Kind:
         raise ModelError(
             f"site {node['name']!r} samples from {type(node['fn']).__name__}, which is not a Pyro distribution"
         )
-    return "discrete" if node["fn"].support.is_discrete else "latent"
+    return "discrete" if _is_discrete(node["name"], node["fn"]) else "latent"
 
 
 def _check_same(model: str, first: Mapping[str, Site], second: Mapping[str, Site]) -> None:
@@ -359,6 +377,24 @@ def _check_same(model: str, first: Mapping[str, Site], second: Mapping[str, Site
                 f"the structure of model {model} changes from run to run: site {name!r} is {site.kind} of shape "
                 f"{tuple(site.shape)} in one run and {other.kind} of shape {tuple(other.shape)} in another"
             )
+
+
+def _check_support(name: str, value: Tensor, first: Any, second: Any) -> None:
+    """Data outside a support that does not depend on the latent sites, unless they are masked."""
+    fn = first["fn"]
+    if isinstance(fn, MaskedDistribution) or not same_support(fn.support, second["fn"].support):
+        return
+    bad = ~torch.as_tensor(fn.support.check(value))
+    if isinstance(mask := first["mask"], (bool, Tensor)):
+        bad = bad & torch.as_tensor(mask, device=bad.device)
+    if not bool(bad.any()):
+        return
+    index = tuple(bad.nonzero()[0].tolist())
+    shown = value[index] if len(index) <= value.dim() else value
+    raise DataError(
+        f"observed site {name!r} ({distribution_name(fn)}) has {int(bad.sum())} value(s) outside its support "
+        f"{fn.support}, the first ({shown.tolist()}) at index {index}; check the data, or the distribution"
+    )
 
 
 def _check_finite(name: str, value: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, ClassVar
@@ -14,9 +15,9 @@ from pyro.distributions.util import sum_rightmost
 from pyro.infer.autoguide import AutoContinuous
 from pyro.nn import PyroParam
 from torch import Tensor, nn
-from torch.distributions import constraints, register_kl
+from torch.distributions import constraints, register_kl, transform_to
 
-from pyro_vi_lab.errors import ArgumentError
+from pyro_vi_lab.errors import ArgumentError, ModelError
 from pyro_vi_lab.families import Family, Params
 from pyro_vi_lab.guides.initialization import init_to_origin
 from pyro_vi_lab.sites import ChangeOfVariables, same_support
@@ -68,11 +69,16 @@ class FamilyGuide(AutoContinuous):
         super().__init__(model, init_loc_fn=init_loc_fn)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        loaded = self.prototype_trace is None and "loc" in self._parameters
         super()._setup_prototype(*args, **kwargs)
         loc = self._init_loc()
-        self.loc = nn.Parameter(loc)
-        scale = self.family.initial(loc, self._init_scale).scale
-        setattr(self, self.scale_name, PyroParam(scale, self.scale_constraint))
+        if not loaded:
+            self.params = self.family.initial(loc, self._init_scale)
+        elif self.loc.shape != loc.shape:
+            raise ModelError(
+                f"the state that {type(self).__name__} was loaded from has {len(self.loc)} latent dimensions, its "
+                f"model has {len(loc)}"
+            )
 
         # Pyro's autoguides keep the supports of the first run; a support that depends on sites before it has to be
         # read anew.
@@ -96,7 +102,7 @@ class FamilyGuide(AutoContinuous):
         change = ChangeOfVariables(unconstrained)
         if self._support_depends:
             with poutine.block(), change:
-                self.model(*args, **kwargs)
+                self._model_of_supports()(*args, **kwargs)
         else:
             for name in unconstrained:
                 change.visit(name, self._prototype_nodes()[name]["fn"])
@@ -125,6 +131,60 @@ class FamilyGuide(AutoContinuous):
     def get_base_dist(self) -> Any:
         """Standard normal over z."""
         return dist.Normal(torch.zeros_like(self.loc), torch.ones_like(self.loc)).to_event(1)
+
+    @torch.no_grad()
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Value of each site at the location.
+
+        Takes the model's ``*args, **kwargs`` where a support depends on other sites.
+        """
+        if not self._support_depends:
+            return dict(super().median(*args, **kwargs))
+        change = ChangeOfVariables({site["name"]: value for site, value in self._unpack_latent(self.loc.detach())})
+        with poutine.block(), change:
+            self._model_of_supports()(*args, **kwargs)
+        return change.values
+
+    def quantiles(self, quantiles: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Quantiles of each site, coordinate by coordinate.
+
+        Raises:
+            ModelError: A support depends on other sites, so that quantiles of z are not those of the site.
+        """
+        if self._support_depends:
+            raise ModelError(
+                f"{type(self).__name__} has no quantiles where the support of a site depends on other sites; take them "
+                "of draws: pyro.infer.Predictive(guide, num_samples=1000)(...)"
+            )
+        return dict(super().quantiles(quantiles, *args, **kwargs))
+
+    def _model_of_supports(self) -> Callable[..., Any]:
+        if self._model is None:
+            raise ModelError(
+                f"this {type(self).__name__} was pickled, which leaves out its model, and the support of a site depends "
+                "on other sites: make the guide anew from the model and use load_state_dict"
+            )
+        return self._model[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        model = self._model
+        state = dict(super().__getstate__())  # Pyro leaves out the model, of the guide itself too
+        self._model = model
+        return state
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FamilyGuide:
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        copied._model = self._model
+        return copied
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Makes the parameters of a guide that has not been run yet."""
+        loc, scale = f"{prefix}loc", f"{prefix}{self.scale_name}_unconstrained"
+        if self.prototype_trace is None and loc in state_dict and scale in state_dict:
+            self.params = Params(state_dict[loc], transform_to(self.scale_constraint)(state_dict[scale]))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _loc_scale(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         return self.loc, self.family.scale.variance(getattr(self, self.scale_name)).sqrt()

@@ -55,6 +55,7 @@ def render(comparison: Comparison) -> str:
 def view(comparison: Comparison) -> dict[str, Any]:
     """Everything that the template shows, by its names there."""
     numbers = comparison.to_dict()
+    version = numbers["versions"]["pyro-vi-lab"]
     judgements = {item.name: item for item in judge(comparison)}
     reference, *rows = [_missing_as_none(row) for row in comparison.table().to_dict("records")]
     worst = _worst_first(comparison)
@@ -90,7 +91,7 @@ def view(comparison: Comparison) -> dict[str, Any]:
         "checks": _reference_checks(comparison.reference),
         "reproduce": _reproduce(comparison),
         "provenance": _provenance(comparison, numbers),
-        "version": numbers["versions"]["pyro-vi-lab"],
+        "maker": f"pyro-vi-lab {version}" if version[:1].isdigit() else "pyro-vi-lab",
     }
 
 
@@ -234,9 +235,8 @@ def _reference_checks(reference: Posterior) -> list[dict[str, Any]]:
         checks.append(
             {"name": "divergent transitions", "value": str(count), "where": "", "limit": "0", "ok": count == 0}
         )
-    if "energy" in reference.stats:
-        energy = reference.stats["energy"].double().numpy(force=True)
-        ebfmi = np.square(np.diff(energy, axis=1)).mean(1) / energy.var(1)
+    ebfmi = reference.ebfmi()
+    if ebfmi is not None:
         worst = int(ebfmi.argmin())
         checks.append(
             {

@@ -1,0 +1,407 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import arviz
+import pytest
+from typer.testing import CliRunner, Result
+
+from pyro_vi_lab.cli import app
+from pyro_vi_lab.models import MODELS
+
+ROOT = Path(__file__).parent.parent
+
+HEADER = """
+import pyro
+import pyro.distributions as dist
+import torch
+from torch.distributions import constraints
+import pyro_vi_lab as vl
+"""
+
+GOOD = """
+def model(y):
+    mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+    with pyro.plate("row", len(y)):
+        pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+problem = vl.Problem(model, torch.tensor([1.0, 2.0, 4.0]))
+
+def make():
+    return problem
+
+def not_one():
+    return model
+"""
+
+REGRESSION = """
+def model(x, y):
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    with pyro.plate("row", {rows}):
+        pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+
+def problem():
+    return vl.Problem(model, torch.tensor({x}), torch.tensor({y}))
+"""
+
+# What is wrong: the file, the object, and what the message must hold.
+BAD_MODELS = {
+    "nan in the data": (
+        REGRESSION.format(rows=3, x=[1.0, 2.0, 3.0], y="[1.0, float('nan'), 2.0]"),
+        "problem",
+        ["'y'", "missing or infinite", "index (1,)"],
+    ),
+    "infinity in the data": (
+        REGRESSION.format(rows=3, x=[1.0, 2.0, 3.0], y="[1.0, 2.0, float('inf')]"),
+        "problem",
+        ["'y'", "(inf)", "index (2,)"],
+    ),
+    "lengths that disagree": (
+        REGRESSION.format(rows="len(x)", x=[1.0, 2.0, 3.0], y=[1.0, 2.0]),
+        "problem",
+        ["'y'"],
+    ),
+    "lengths that disagree with the plate": (
+        REGRESSION.format(rows="len(y)", x=[1.0, 2.0, 3.0], y=[1.0, 2.0]),
+        "problem",
+        ["site y", "plate('row')"],
+    ),
+    "no latents": (
+        """
+def model():
+    pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.tensor(1.0))
+
+problem = lambda: vl.Problem(model)
+""",
+        "problem",
+        ["no continuous latent sites"],
+    ),
+    "support without a bijection": (
+        """
+class Ring(constraints.Constraint):
+    is_discrete = False
+    event_dim = 0
+
+    def check(self, value):
+        return value.abs() == 1
+
+class Odd(dist.Normal):
+    support = Ring()
+
+def model():
+    pyro.sample("odd", Odd(0.0, 1.0))
+
+problem = lambda: vl.Problem(model)
+""",
+        "problem",
+        ["'odd'", "bijection"],
+    ),
+    "a sequential plate": (
+        """
+def model():
+    for i in pyro.plate("rows", 3):
+        pyro.sample(f"x{i}", dist.Normal(0.0, 1.0))
+
+problem = lambda: vl.Problem(model)
+""",
+        "problem",
+        ["sequential plate 'rows'", "with pyro.plate"],
+    ),
+    "structure that changes": (
+        """
+def model():
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    if x > 0.1:
+        pyro.sample("sometimes", dist.Normal(0.0, 1.0))
+    else:
+        pyro.sample("otherwise", dist.Normal(0.0, 1.0))
+
+problem = lambda: vl.Problem(model)
+""",
+        "problem",
+        ["changes from run to run", "'otherwise'"],
+    ),
+    "an import that fails": (
+        "import no_such_module_anywhere\n",
+        "problem",
+        ["ModuleNotFoundError", "bad.py", "line 7"],
+    ),
+    "a file that raises": ("def f():\n    raise KeyError('mine')\n\nf()\n", "problem", ["KeyError", "mine", "line 8"]),
+    "a file that ends the program": ("raise SystemExit(0)\n", "problem", ["SystemExit", "bad.py"]),
+    "a syntax error": ("def f(:\n", "problem", ["SyntaxError", "bad.py", "line 7"]),
+    "an error while the problem is made": (
+        "def problem():\n    return 1 / 0\n",
+        "problem",
+        ["ZeroDivisionError", "line 8"],
+    ),
+    "an object that is not there": (GOOD, "problm", ["'problm'", "did you mean 'problem'?"]),
+    "an object of another type": ("problem = 3\n", "problem", ["bad.py:problem is int", "Problem"]),
+    "a function that gives something else": (GOOD, "not_one", ["bad.py:not_one", "gives function"]),
+    "the model in place of the problem": (GOOD, "model", ["needs arguments (y)", "Problem(model, y)"]),
+}
+
+
+def write(directory: Path, text: str, name: str = "bad.py") -> Path:
+    path = directory / name
+    path.write_text(HEADER + text, encoding="utf-8")
+    return path
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def check_refused(code: int, output: str, error: str, directory: Path, expected: list[str]) -> None:
+    """Exit code 2, one line that says why, no traceback, and nothing written."""
+    assert code == 2, error
+    assert output == ""
+    assert "Traceback" not in error
+    lines = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    for part in expected:
+        assert part in error
+    assert not (directory / "out").exists()
+    assert not list(directory.rglob(".pyro-vi-lab-*"))
+
+
+@pytest.mark.parametrize("command", ["compare", "fit"])
+@pytest.mark.parametrize("case", BAD_MODELS)
+def test_bad_models_are_refused_in_words(case: str, command: str, tmp_path: Path) -> None:
+    text, name, expected = BAD_MODELS[case]
+    path = write(tmp_path, text)
+    result = run(command, f"{path}:{name}", "--out", tmp_path / "out", "--quiet")
+    check_refused(result.exit_code, result.stdout, result.stderr, tmp_path, expected)
+
+
+BAD_ARGUMENTS = {
+    "an unknown model": (["eight_scools"], ["unknown model 'eight_scools'", "did you mean 'eight_schools'?"]),
+    "an unknown guide": (["eight_schools", "--guide", "ful_rank"], ["'ful_rank'", "did you mean 'full_rank'?"]),
+    "a file without an object": (
+        [ROOT / "tests" / "conftest.py"],
+        ["name the object in it too", "conftest.py:problem"],
+    ),
+    "a file that is not there": (["missing.py:problem"], ["there is no model file missing.py"]),
+    "a file that is not Python": ([f"{ROOT / 'pyproject.toml'}:problem"], ["not a Python file"]),
+}
+
+
+@pytest.mark.parametrize("command", ["compare", "fit"])
+@pytest.mark.parametrize("case", BAD_ARGUMENTS)
+def test_bad_arguments_are_refused_in_words(case: str, command: str, tmp_path: Path) -> None:
+    arguments, expected = BAD_ARGUMENTS[case]
+    result = run(command, *arguments, "--out", tmp_path / "out")
+    check_refused(result.exit_code, result.stdout, result.stderr, tmp_path, expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--chains", "0"], "num_chains"),
+        (["--warmup", "0"], "num_warmup"),
+        (["--draws", "0"], "num_draws"),
+        (["--target-accept", "1.5"], "target_accept"),
+    ],
+)
+def test_numbers_out_of_range_are_named(options: list[str], expected: str, tmp_path: Path) -> None:
+    result = run("compare", f"{write(tmp_path, GOOD)}:problem", "--out", tmp_path / "out", "--quiet", *options)
+    check_refused(result.exit_code, result.stdout, result.stderr, tmp_path, [expected])
+
+
+def test_seeds_out_of_range_are_named(tmp_path: Path) -> None:
+    for seed in (-1, 2**32 - 1):
+        result = run("fit", "eight_schools", "--out", tmp_path / "out", "--seed", seed)
+        assert result.exit_code == 2
+        assert "--seed" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["compare", "fit"])
+def test_an_unwritable_out_is_found_before_any_work(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyro_vi_lab.cli._problem", lambda _: pytest.fail("the work began"))
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        result = run(command, "eight_schools", "--out", out)
+        check_refused(result.exit_code, result.stdout, result.stderr, tmp_path, ["cannot write to", "file is a file"])
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [*BAD_MODELS, *BAD_ARGUMENTS, "an out that cannot be written"])
+def test_the_program_itself_refuses(case: str, tmp_path: Path) -> None:
+    """The same in processes of their own, with all that a real interpreter prints."""
+    out = tmp_path / "out"
+    if case in BAD_MODELS:
+        text, name, expected = BAD_MODELS[case]
+        arguments: list[object] = [f"{write(tmp_path, text)}:{name}"]
+    elif case in BAD_ARGUMENTS:
+        found, expected = BAD_ARGUMENTS[case]
+        arguments = list(found)
+    else:
+        (tmp_path / "file").write_text("")
+        arguments, expected, out = ["eight_schools"], ["cannot write to"], tmp_path / "file" / "x"
+    command = [sys.executable, "-m", "pyro_vi_lab", "compare", *map(str, arguments), "--out", str(out)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False
+    )
+    check_refused(done.returncode, done.stdout, done.stderr, tmp_path, expected)
+
+
+# --- what works -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
+    """One comparison of a model file, small enough to run in seconds."""
+    directory = tmp_path_factory.mktemp("compare")
+    path = write(directory, GOOD, "good.py")
+    arguments = ["--out", directory / "out", "--draws", 600, "--warmup", 200, "--chains", 2, "--seed", 3]
+    return run("compare", f"{path}:make", *arguments), directory
+
+
+def test_compare_prints_a_table_and_the_path_of_the_report(compared: tuple[Result, Path]) -> None:
+    result, directory = compared
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    header = lines[0].split("  ")
+    assert [title.strip() for title in header if title] == [
+        "candidate",
+        "negative ELBO",
+        "k-hat",
+        "largest mean shift",
+        "sd ratio",
+        "seconds",
+        "gradients",
+    ]
+    assert lines[1].startswith("mean_field ")
+    assert lines[2].startswith("full_rank ")
+    assert lines[3].startswith("nuts ")
+    assert lines[-1] == str(directory / "out" / "report.html")
+    assert "NUTS on model: 2 chains" in result.stderr
+
+
+def test_compare_writes_what_it_names(compared: tuple[Result, Path]) -> None:
+    out = compared[1] / "out"
+    names = ["comparison.json", "full_rank.nc", "mean_field.nc", "nuts.nc", "report.html"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    for name in names:
+        if name.endswith(".nc"):
+            assert "mean" in arviz.from_netcdf(str(out / name))["posterior"]
+    numbers = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
+    assert numbers["reference"]["num_chains"] == 2
+    assert numbers["seed"] == 3
+    # Normal(0, 10) prior and three rows with noise 1: the exact mean is 7 / 3.01. Five standard errors of the draws.
+    row = numbers["parameters"][1]
+    assert abs(row["reference_mean"] - 7 / 3.01) < 5 * row["reference_sd"] / 400**0.5
+    assert abs(row["mean_shift"]) < 5 * row["mean_shift_mcse"]
+
+
+def test_the_command_in_the_report_gives_the_numbers_again(compared: tuple[Result, Path]) -> None:
+    out = compared[1] / "out"
+    before = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
+    program, *arguments = shlex.split(before["command"])
+    assert program == "pyro-vi-lab"
+    assert before["command"] in (out / "report.html").read_text(encoding="utf-8")
+    result = run(*arguments, "--quiet")
+    assert result.exit_code == 0
+    assert result.stdout == f"{out / 'report.html'}\n"
+    assert result.stderr == ""
+    after = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
+    assert after["parameters"] == before["parameters"]
+    assert after["candidates"][0]["negative_elbo"] == before["candidates"][0]["negative_elbo"]
+
+
+def test_an_unfit_reference_is_said(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    result = run("compare", f"{path}:problem", "--out", tmp_path / "out", "--draws", 40, "--warmup", 20, "--chains", 2)
+    assert result.exit_code == 0
+    assert "nuts (unfit)" in result.stdout
+    assert "The reference is unfit: " in result.stdout
+
+
+def test_fit_prints_its_status_and_parameters(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    result = run("fit", f"{path}:problem", "--guide", "mean_field", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    assert "mean_field fit of model converged" in result.stdout
+    row = next(line.split() for line in result.stdout.splitlines() if line.startswith("mean "))
+    # sd 1 / sqrt(3.01) and 1000 draws: five standard errors.
+    assert abs(float(row[1]) - 7 / 3.01) < 5 / (3.01 * 1000) ** 0.5
+    assert result.stdout.splitlines()[-1] == str(tmp_path / "out" / "mean_field.nc")
+    assert arviz.from_netcdf(str(tmp_path / "out" / "mean_field.nc")).attrs["method"] == "mean_field"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mean_field.nc"]
+
+
+UNBOUNDED = """
+def model():
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    pyro.factor("growth", x.exp())
+
+problem = vl.Problem(model)
+"""
+
+
+def test_a_fit_that_diverges_says_so_and_leaves_no_posterior(tmp_path: Path) -> None:
+    path, out = write(tmp_path, UNBOUNDED), tmp_path / "out"
+    result = run("fit", f"{path}:problem", "--out", out)
+    assert result.exit_code == 1
+    assert "full_rank fit of model diverged: " in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not out.exists()
+    out.mkdir()
+    (out / "full_rank.nc").write_text("of an earlier run")
+    assert run("fit", f"{path}:problem", "--out", out, "--quiet").exit_code == 1
+    assert list(out.iterdir()) == []
+
+
+def test_models_are_listed_with_their_descriptions() -> None:
+    result = run("models")
+    assert result.exit_code == 0
+    assert [line.split()[0] for line in result.stdout.splitlines()] == list(MODELS)
+    assert all(example.description in result.stdout for example in MODELS.values())
+
+
+def test_warnings_are_one_line_each(tmp_path: Path) -> None:
+    eager = """
+def model(y):
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    if float(x.detach()) > 1e9:
+        x = x + 0.0
+    pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+problem = vl.Problem(model, torch.tensor(1.0))
+"""
+    result = run("fit", f"{write(tmp_path, eager)}:problem", "--out", tmp_path / "out", "--quiet")
+    assert result.exit_code == 0
+    lines = result.stderr.splitlines()
+    assert lines
+    assert all(re.match(r"warning: model model runs in the eager tier", line) for line in lines)
+
+
+def test_modules_beside_the_file_can_be_imported_and_nothing_stays(tmp_path: Path) -> None:
+    (tmp_path / "beside_the_model.py").write_text("ROWS = [1.0, 2.0]")
+    text = GOOD.replace("torch.tensor([1.0, 2.0, 4.0])", "torch.tensor(ROWS)")
+    path = write(tmp_path, f"from beside_the_model import ROWS\n{text}")
+    before = list(sys.path)
+    assert run("fit", f"{path}:problem", "--out", tmp_path / "out", "--quiet").exit_code == 0
+    assert sys.path == before
+    del sys.modules["beside_the_model"]
+
+
+def test_help_is_there_for_every_command() -> None:
+    for arguments in ([], ["--help"], ["compare", "-h"], ["fit", "-h"], ["models", "-h"]):
+        assert "Usage" in run(*arguments).output
+
+
+def test_the_module_and_the_console_script_are_the_same_program() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pyro_vi_lab", "models"], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout == run("models").stdout
