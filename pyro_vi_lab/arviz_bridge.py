@@ -43,8 +43,9 @@ def convergence(draws: Array) -> dict[str, Array]:
     for key in ("rhat", "ess_bulk", "ess_tail"):
         values = np.full(scalars.shape[-1], np.nan)
         if key != "rhat" or len(draws) > 1:  # ArviZ prints a message for every scalar of a single chain
-            for i in np.flatnonzero(~constant):
-                values[i] = functions[key](scalars[..., i])
+            with np.errstate(divide="ignore"):  # chains that are stuck, each in its own place: R-hat is infinite
+                for i in np.flatnonzero(~constant):
+                    values[i] = functions[key](scalars[..., i])
         result[key] = values.reshape(shape)
     return result
 
@@ -61,7 +62,7 @@ def mcse(draws: Array) -> Array:
     stats = _stats()
     scalars = draws.reshape(*draws.shape[:2], -1)
     errors = np.zeros(scalars.shape[-1])
-    for i in np.flatnonzero(np.ptp(scalars, axis=(0, 1)) > 0):
+    for i in np.flatnonzero(np.ptp(scalars, axis=(0, 1)) != 0):  # NaN counts: its error is NaN and not zero
         errors[i] = scalars[..., i].std(ddof=1) / np.sqrt(float(stats.ess(scalars[..., i], method="mean")))
     return errors.reshape(draws.shape[2:])
 

@@ -315,7 +315,8 @@ def _print_comparison(comparison: Comparison) -> None:
             )
             ratios = f"{number(row['min_sd_ratio'])} – {number(row['max_sd_ratio'])}"
             elbo = f"{number(row['negative_elbo'])} ± {number(row['negative_elbo_se'])}"
-            cells = [elbo, number(row["khat"]), shift, ratios]
+            khat = number(row["khat"]) + (f" ± {number(row['khat_se'])}" if row["khat_se"] else "")
+            cells = [elbo, khat, shift, ratios]
         table.add_row(row["candidate"], *cells, number(row["seconds"]), number(row["gradients"], 0))
     info = comparison.reference.info
     name = comparison.reference_name + (" (unfit)" if comparison.reference_problems else "")

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyro_vi_lab.checks import Discrepancy, ImportanceCheck, discrepancy, importance
+from pyro_vi_lab.checks import Discrepancy, ImportanceCheck, discrepancy
 from pyro_vi_lab.density_engine import Status
 from pyro_vi_lab.errors import ArgumentError, DataError, LabWarning
 from pyro_vi_lab.export import data_hash, plain, save_arviz, staged, to_arviz, versions
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 MAX_POINTWISE = 2**25
 """Values of one observed row and one draw that a saved file may hold (256 MiB in float64)."""
+
+IMPORTANCE_DRAWS = 10_000
+"""Draws for k-hat: of 1,000 its standard error is 0.15, and the verdict on a k-hat of 0.6 would be left to chance."""
 
 REPORT, NUMBERS = "report.html", "comparison.json"
 
@@ -69,6 +72,13 @@ class Comparison:
     def reference_name(self) -> str:
         """``"nuts"`` where the reference was made by NUTS, else ``"reference"``."""
         return "nuts" if self.reference.method == "nuts" else "reference"
+
+    def __repr__(self) -> str:
+        from pyro_vi_lab.report.words import summary
+
+        return f"Comparison({self.problem.name}: {', '.join(self.fits)} beside {self.reference_name}). " + " ".join(
+            summary(self)
+        )
 
     @cached_property
     def best(self) -> str | None:
@@ -113,7 +123,7 @@ class Comparison:
             row |= {"negative_elbo": -value, "negative_elbo_se": error}
         if name in self.importance:
             check = self.importance[name]
-            row |= {"khat": check.khat, "importance_ess": check.ess}
+            row |= {"khat": check.khat, "khat_se": check.khat_se, "importance_ess": check.ess}
         if name in self.discrepancies:
             worst = self.discrepancies[name].summary()
             row |= {key: getattr(worst, key) for key in worst._fields if key in COLUMNS}
@@ -217,6 +227,7 @@ COLUMNS = (
     "negative_elbo",
     "negative_elbo_se",
     "khat",
+    "khat_se",
     "importance_ess",
     "max_mean_shift",
     "worst_mean_parameter",
@@ -282,7 +293,7 @@ def compare(
     differences: dict[str, Discrepancy] = {}
     for name, posterior in posteriors.items():
         try:
-            weights[name] = importance(posterior.stats["log_p"], posterior.stats["log_q"])
+            weights[name] = usable[name].importance(max(IMPORTANCE_DRAWS, num_draws), seed=seed + 1)
         except DataError as error:
             notes.setdefault(name, []).append(f"its importance weights cannot be judged: {error}")
         try:

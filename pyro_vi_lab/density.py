@@ -251,7 +251,11 @@ class LogDensity:
     def _check_sites(self, trace: Any) -> None:
         """A site that comes or goes from run to run would be drawn at random, or left out, without a word."""
         for key, node in trace.nodes.items():
-            if node["type"] == "sample" and type(node["fn"]).__name__ != "_Subsample" and key not in self._structure.sites:
+            if (
+                node["type"] == "sample"
+                and type(node["fn"]).__name__ != "_Subsample"
+                and key not in self._structure.sites
+            ):
                 raise ModelError(
                     f"the structure of model {self.name} changes from run to run: site {key!r} is there in one run and not "
                     "in another; write the choice without Python control flow on sampled values"

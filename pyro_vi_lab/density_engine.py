@@ -154,9 +154,9 @@ def ascend(
         if not active:
             break
         index = torch.tensor(active, device=density.device)
-        sizes, kls, noisy = _advance(density, family, state, index, particles, lr, max_kl, generator)
+        sizes, kls, noisy, falling = _advance(density, family, state, index, particles, lr, max_kl, generator)
         gradients += particles * len(active)
-        _judge(state, index, dim, noisy, particles >= most)
+        _judge(state, index, dim, falling | noisy if particles < most else falling)
         records.append(_record(state, _spread(sizes, index, ones), _spread(kls, index, ones), particles, clock))
         on_step(step, records[-1])
         if 2 * int(noisy.sum()) > len(active):
@@ -186,8 +186,12 @@ def _advance(
     lr: float,
     max_kl: float,
     generator: torch.Generator,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Propose, evaluate, keep or take back a step of the active fits; gives sizes, KLs, who wants more particles."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Propose, evaluate, keep or take back a step of the active fits.
+
+    Returns:
+        Step sizes, KL divergences, who wants more particles, and whose gap is clearly signal and large or falling fast.
+    """
     old_params, old = _take(state.params, index), _take_estimate(state.estimate, index)
     size = state.lr[index] / (1 + state.averaged[index])
     proposal = family.step(old_params, old.tangent, lr=size, max_kl=state.radius[index])
@@ -225,12 +229,18 @@ def _advance(
     state.rejected[index] = torch.where(kept, torch.zeros_like(rate), state.rejected[index] + 1)
     state.params = Params(*(_put(a, index, b, kept) for a, b in zip(state.params, proposal.params, strict=True)))
     state.estimate = _put_estimate(state.estimate, index, new, kept)
-    noisy = kept & (new.gap < 3 * new.noise) & (new.noise > tolerance(old_params.loc.shape[-1]))
-    return proposal.size, torch.where(kept, proposal.kl, torch.zeros_like(proposal.kl)), noisy
+    limit = tolerance(old_params.loc.shape[-1])
+    noisy = kept & (new.gap < 3 * new.noise) & (new.noise > limit)
+    falling = kept & (new.gap > 3 * new.noise) & ((new.gap > limit) | (2 * new.gap < old.gap))
+    return proposal.size, torch.where(kept, proposal.kl, torch.zeros_like(proposal.kl)), noisy, falling
 
 
-def _judge(state: State, index: Tensor, dim: int, noisy: Tensor, at_most: bool) -> None:
-    """Start, go on with or leave averaging; stop what has converged or cannot go on."""
+def _judge(state: State, index: Tensor, dim: int, going_on: Tensor) -> None:
+    """Start, go on with or leave averaging; stop what has converged or cannot go on.
+
+    Not what is ``going_on``: steps that overshoot turn against each other too and leave little signal, and a gap that
+    falls fast is soon down to rounding error.
+    """
     limit = tolerance(dim)
     for position, i in enumerate(index.tolist()):
         gap, noise, signal = (float(x[i]) for x in (state.estimate.gap, state.estimate.noise, state.signal))
@@ -248,10 +258,8 @@ def _judge(state: State, index: Tensor, dim: int, noisy: Tensor, at_most: bool) 
             continue
         if state.averaged[i] > 0 and signal > 2 * max(noise, limit):
             state.averaged[i] = 0
-        if bool(noisy[position]) and not at_most:
+        if bool(going_on[position]):
             continue
-        if gap > max(3 * noise, limit):
-            continue  # steps that overshoot turn against each other too: small signal, but no sign of an optimum
         if signal < max(noise / 2, limit / 4):
             quiet = noise / (1 + float(state.averaged[i])) < limit / 2 and state.averaged[i] >= AVERAGED_STEPS
             if not quiet:

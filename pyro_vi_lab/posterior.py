@@ -71,6 +71,10 @@ class Posterior:
         if 0 in expected:
             raise DataError(f"a posterior needs at least one chain and one draw, got (chains, draws) = {expected}")
 
+    def __repr__(self) -> str:
+        sites = ", ".join(f"{name} {tuple(value.shape[2:])}" for name, value in self.draws.items())
+        return f"Posterior({self.method or 'draws'}: {self.num_chains} chains of {self.num_draws} draws; {sites})"
+
     @property
     def num_chains(self) -> int:
         """Number of chains, C."""
@@ -118,7 +122,11 @@ class Posterior:
             Vehtari, Gelman, Simpson, Carpenter, Bürkner 2021, "Rank-normalization, folding, and localization",
             Bayesian Analysis 16(2). Betancourt 2016, "Diagnosing suboptimal cotangent disintegrations", eq. 5.
         """
-        found = []
+        found = [
+            f"{count} draws of {name} are not finite"
+            for name, value in self.draws.items()
+            if (count := int((~torch.isfinite(value).reshape(self.num_chains * self.num_draws, -1).all(-1)).sum()))
+        ]
         convergence = self.convergence()
         if self.num_chains > 1:
             name, value = _extreme(convergence["rhat"], largest=True)

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from pyro_vi_lab.density import LogDensity
@@ -167,7 +169,7 @@ class Problem:
         return _by_chain(posterior, self._repeat(given, latent, list(self.observed), len(latent[0]), seed=seed))
 
     def log_likelihood(self, posterior: Posterior) -> dict[str, Tensor]:
-        """Log density of every observed row given each draw of the latent sites.
+        """Log density of every observed row given each draw of the latent sites; zero where a row is masked.
 
         Shape:
             each result ``(C, S, *batch shape of the site)``.
@@ -209,16 +211,19 @@ class Problem:
         if not wanted:
             return {}
 
-        def once(_: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
-            return given.run(self.model, self.args, self.kwargs, values, [self.sites[key] for key in wanted])
+        def once(zero: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+            with _OwnMemory(zero):
+                return given.run(self.model, self.args, self.kwargs, values, [self.sites[key] for key in wanted])
 
         size = sum(self.sites[key].shape.numel() for key in wanted) + 1
         inputs = (torch.zeros(num_draws), *latent)
         with user_errors(self.name), model_run(seed=seed, dtype=self.dtype, validate=False), torch.no_grad():
             try:
                 with warnings.catch_warnings():
-                    # torch says that an operator has no batching rule and is run row by row: right, only slower
+                    # torch says that an operator has no batching rule and is run row by row: right, only slower; and
+                    # that its own rule for binomial draws resizes their memory
                     warnings.filterwarnings("ignore", message="There is a performance drop")
+                    warnings.filterwarnings("ignore", message="An output with one or more elements was resized")
                     chunk = max(1, CHUNK_NUMBERS // size)
                     parts = torch.vmap(once, randomness="different", chunk_size=chunk)(*inputs)
             except (RuntimeError, NotImplementedError, ValueError, TypeError):
@@ -281,12 +286,36 @@ class Problem:
         return dict(zip(self.dims(site.name), site.shape, strict=True))
 
 
+class _OwnMemory(TorchFunctionMode):
+    """Gives every row of a vmap memory of its own where new memory is asked for.
+
+    torch's distributions draw with ``torch.empty(shape).normal_()``; vmap refuses to write draws that differ by row into
+    memory that all rows share.
+
+    Args:
+        zero: A zero for each row.
+    """
+
+    def __init__(self, zero: Tensor) -> None:
+        super().__init__()
+        self.zero = zero
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in _NEW_MEMORY and isinstance(result, Tensor):
+            return torch.zeros_like(result) + self.zero.to(result)
+        return result
+
+
+_NEW_MEMORY = (torch.empty, torch.empty_like, Tensor.new, Tensor.new_empty)
+
+
 class _Given:
     """One run of a model with some sites given and others drawn anew."""
 
-    def __init__(
-        self, names: Sequence[str], redraw: Mapping[str, torch.Size], *, log_prob: bool = False
-    ) -> None:
+    def __init__(self, names: Sequence[str], redraw: Mapping[str, torch.Size], *, log_prob: bool = False) -> None:
         self.names, self.redraw, self.log_prob = names, redraw, log_prob
 
     def run(
@@ -303,8 +332,10 @@ class _Given:
         nodes: dict[str, Any] = tracer.trace.nodes
         if not self.log_prob:
             return tuple(nodes[site.name]["value"].expand(site.shape) for site in wanted)
+        # rows that are masked are not observed: they say nothing
         return tuple(
-            nodes[site.name]["fn"].log_prob(nodes[site.name]["value"]).expand(site.batch_shape) for site in wanted
+            scale_and_mask(node["fn"].log_prob(node["value"]).expand(site.batch_shape), mask=node["mask"])
+            for site, node in ((site, nodes[site.name]) for site in wanted)
         )
 
 

@@ -149,3 +149,23 @@ def test_khat_of_pareto_weights_is_their_shape() -> None:
     num_draws = 100_000
     _, khat = arviz_bridge.psis(-np.log(RNG.uniform(size=num_draws)))
     assert abs(khat - 1) < 5 * 2 / np.sqrt(3 * np.sqrt(num_draws))
+
+
+def test_convergence_is_that_of_arviz_for_every_scalar() -> None:
+    draws = RNG.normal(size=(4, 200, 2, 3)).cumsum(axis=1)
+    found = arviz_bridge.convergence(draws)
+    stats = arviz_bridge._stats()
+    for i, j in np.ndindex(2, 3):
+        one = draws[..., i, j]
+        assert found["rhat"][i, j] == float(stats.rhat(one, method="rank"))
+        assert found["ess_bulk"][i, j] == float(stats.ess(one, method="bulk"))
+        assert found["ess_tail"][i, j] == float(stats.ess(one, method="tail", prob=(0.05, 0.95)))
+
+
+def test_the_error_of_a_mean_that_is_not_a_number_is_none_either() -> None:
+    draws = RNG.normal(size=(4, 100, 3))
+    draws[1, 3, 0] = np.nan
+    draws[..., 1] = 2.0
+    found = arviz_bridge.mcse(draws)
+    assert np.isnan(found[0])
+    assert found[1] == 0 < found[2]

@@ -26,6 +26,7 @@ COLUMNS = [
     "negative_elbo",
     "negative_elbo_se",
     "khat",
+    "khat_se",
     "importance_ess",
     "max_mean_shift",
     "worst_mean_parameter",

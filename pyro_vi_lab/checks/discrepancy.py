@@ -140,23 +140,17 @@ def discrepancy(reference: Posterior, approximation: Posterior) -> Discrepancy:
     parts, labels, constant = [], [], []
     for name in names:
         x, y = _scalars(reference, name, "reference"), _scalars(approximation, name, "approximation")
-        site_labels = [
-            element_name(name, index) for index in np.ndindex(tuple(reference.draws[name].shape[2:]))
-        ]
+        site_labels = [element_name(name, index) for index in np.ndindex(tuple(reference.draws[name].shape[2:]))]
         fixed = _constant(x, reference.draws[name].dtype)
         if fixed.any():
             eps = max(_eps(posterior.draws[name].dtype) for posterior in (reference, approximation))
-            _check_same_constant(
-                x[..., fixed], y[..., fixed], eps, [site_labels[i] for i in np.flatnonzero(fixed)]
-            )
+            _check_same_constant(x[..., fixed], y[..., fixed], eps, [site_labels[i] for i in np.flatnonzero(fixed)])
             constant += [site_labels[i] for i in np.flatnonzero(fixed)]
         if not fixed.all():
             labels += [site_labels[i] for i in np.flatnonzero(~fixed)]
             parts.append(_compare(x[..., ~fixed], y[..., ~fixed]))
     if not labels:
-        raise DataError(
-            f"nothing to compare: every scalar of the common sites ({', '.join(names)}) is a constant"
-        )
+        raise DataError(f"nothing to compare: every scalar of the common sites ({', '.join(names)}) is a constant")
     return Discrepancy(
         parameters=tuple(labels),
         **{key: np.concatenate([part[key] for part in parts]) for key in parts[0]},
@@ -179,14 +173,11 @@ def _common_sites(reference: Posterior, approximation: Posterior) -> list[str]:
         if reference.draws[name].shape[2:] != approximation.draws[name].shape[2:]
     ]
     if disagreeing:
-        raise DataError(
-            f"the shapes of the sites disagree (without chains and draws): {'; '.join(disagreeing)}"
-        )
+        raise DataError(f"the shapes of the sites disagree (without chains and draws): {'; '.join(disagreeing)}")
     for posterior, role in ((reference, "reference"), (approximation, "approximation")):
         if posterior.num_draws < MIN_DRAWS:
             raise DataError(
-                f"the {role} has {posterior.num_draws} draws per chain; a Monte Carlo error needs at least "
-                f"{MIN_DRAWS}"
+                f"the {role} has {posterior.num_draws} draws per chain; a Monte Carlo error needs at least {MIN_DRAWS}"
             )
     return names
 
@@ -234,9 +225,7 @@ def _compare(x: Array, y: Array) -> dict[str, Array]:
     shift, ratio = (mean_y - mean_x) / sd_x, sd_y / sd_x
     u, v = (x - mean_x) / sd_x, (y - mean_y) / sd_x
     spread_u = (u**2 - 1) / 2
-    spread_v = np.divide(
-        v**2 - ratio**2, 2 * ratio, out=np.zeros_like(v), where=np.broadcast_to(ratio > 0, v.shape)
-    )
+    spread_v = np.divide(v**2 - ratio**2, 2 * ratio, out=np.zeros_like(v), where=np.broadcast_to(ratio > 0, v.shape))
     error_v = arviz_bridge.mcse(v)
     noise_x = _half_distance(u) / math.sqrt(4 * len(x))
     error_y = np.divide(
@@ -270,9 +259,7 @@ def _wasserstein(x: Array, y: Array) -> Array:
 def _half_distance(x: Array) -> Array:
     """Distance between the first and the second half of a chain, averaged over chains, ``(P,)``."""
     half = x.shape[1] // 2
-    return np.asarray(
-        np.mean([_wasserstein(chain[None, :half], chain[None, half : 2 * half]) for chain in x], axis=0)
-    )
+    return np.asarray(np.mean([_wasserstein(chain[None, :half], chain[None, half : 2 * half]) for chain in x], axis=0))
 
 
 def _integral(x: Array) -> Array:

@@ -27,6 +27,8 @@ class ImportanceCheck:
             :math:`\lfloor 1/k \rfloor` finite moments; below 0.7 importance sampling from the approximation
             is practical. Minus infinity where all weights are equal, ``inf`` where too few weights count for
             a fit.
+        khat_se: Standard error of ``khat``, :math:`(1 + k) / \sqrt M` with M the size of the tail that was
+            fitted; zero where k-hat is infinite.
         ess: Effective number of draws after reweighting.
         ess_fraction: ``ess`` divided by the number of draws, in (0, 1].
         smoothed_log_weights: Pareto-smoothed log weights, whose exponentials sum to one.
@@ -36,9 +38,16 @@ class ImportanceCheck:
     """
 
     khat: float
+    khat_se: float
     ess: float
     ess_fraction: float
     smoothed_log_weights: Tensor
+
+    def __repr__(self) -> str:
+        return (
+            f"ImportanceCheck(khat={self.khat:.2f} ± {self.khat_se:.2f}, ess={self.ess:.0f} of "
+            f"{self.smoothed_log_weights.numel()} draws)"
+        )
 
 
 def importance(log_p: Tensor, log_q: Tensor) -> ImportanceCheck:
@@ -81,20 +90,37 @@ def importance(log_p: Tensor, log_q: Tensor) -> ImportanceCheck:
     num_draws = log_p.numel()
     if num_draws < MIN_DRAWS:
         raise DataError(
-            f"Pareto k-hat needs at least {MIN_DRAWS} draws, got {num_draws}; draw more from the "
-            "approximation"
+            f"Pareto k-hat needs at least {MIN_DRAWS} draws, got {num_draws}; draw more from the approximation"
         )
     log_weights = (log_p.double() - log_q.double()).detach()
     _check_finite(log_weights)
     if float(log_weights.max() - log_weights.min()) <= _rounding(log_p, log_q):
         equal = torch.full_like(log_weights, -math.log(num_draws))
         return ImportanceCheck(
-            khat=-math.inf, ess=float(num_draws), ess_fraction=1.0, smoothed_log_weights=equal
+            khat=-math.inf, khat_se=0.0, ess=float(num_draws), ess_fraction=1.0, smoothed_log_weights=equal
         )
     array, khat = arviz_bridge.psis(log_weights.flatten().numpy(force=True))
     smoothed = torch.as_tensor(array).to(log_weights).reshape(log_weights.shape)
     ess = float((-torch.logsumexp(2 * smoothed.flatten(), 0)).exp())
-    return ImportanceCheck(khat=khat, ess=ess, ess_fraction=ess / num_draws, smoothed_log_weights=smoothed)
+    return ImportanceCheck(
+        khat=khat,
+        khat_se=_standard_error(khat, num_draws),
+        ess=ess,
+        ess_fraction=ess / num_draws,
+        smoothed_log_weights=smoothed,
+    )
+
+
+def _standard_error(khat: float, num_draws: int) -> float:
+    r"""Asymptotic standard error of the shape of a generalized Pareto distribution fitted to the largest weights.
+
+    The tail has :math:`M = \min(S/5, 3\sqrt S)` of S draws (Vehtari et al. 2024, eq. 14); the variance of the maximum
+    likelihood estimate is :math:`(1 + k)^2 / M` for :math:`k > -1/2` (Smith 1987, "Estimating tails of probability
+    distributions", Annals of Statistics 15).
+    """
+    if not math.isfinite(khat):
+        return 0.0
+    return max(1 + khat, 0.5) / math.sqrt(min(num_draws / 5, 3 * math.sqrt(num_draws)))
 
 
 def _check_finite(log_weights: Tensor) -> None:

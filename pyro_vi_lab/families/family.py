@@ -12,8 +12,8 @@ from pyro_vi_lab.families.noise import Noise
 from pyro_vi_lab.families.scale import Scale, retract
 
 STEP_SIZES = 49
-"""Candidate step sizes of the trust region, each smaller than the last by the square root of two: down to 2⁻²⁴ of "
-"``lr``."""
+"""Candidate step sizes of the trust region, each smaller than the last by the square root of two: down to 2⁻²⁴ of
+``lr``, and then one that is always inside."""
 
 
 class Params(NamedTuple):
@@ -141,10 +141,11 @@ class Family:
         sizes = torch.as_tensor(lr, dtype=values.dtype, device=values.device) * factors.reshape(
             -1, *(1,) * (values.dim() - 1)
         )
-        sizes = sizes.expand(STEP_SIZES, *values.shape[:-1])
+        sizes = sizes.expand(STEP_SIZES, *values.shape[:-1]).clone()
+        sizes[-1] = torch.minimum(sizes[-1], _safe_size(values, loc_values, shift, max_kl))
         rho = sizes.unsqueeze(-1)
         kl = _kl_of_step(retract(rho * values), rho * shift / loc_precision(rho * loc_values))
-        # the first candidate inside the region; the last one if none is (its KL is 2⁻²⁴ of the first's or less)
+        # the first candidate inside the region; the last one always is, up to rounding
         inside = (kl <= torch.as_tensor(max_kl, dtype=kl.dtype, device=kl.device)).int()
         inside[-1] = 1
         index = inside.argmax(0, keepdim=True)
@@ -162,6 +163,18 @@ class Family:
 def _newton_precision(x: Tensor) -> Tensor:
     """|1 - x|: the location has no cone to stay in, and a saddle is left downhill (saddle-free Newton)."""
     return (1 - x).abs().clamp_min(torch.finfo(x.dtype).eps)
+
+
+def _safe_size(values: Tensor, loc_values: Tensor, shift: Tensor, max_kl: Tensor | float) -> Tensor:
+    r"""A step size whose KL is below ``max_kl`` whatever the tangent.
+
+    Where :math:`\rho |x| \le \tfrac12` for all eigenvalues, :math:`1/\varphi - 1 + \log\varphi \le \tfrac54 (\rho x)^2`
+    and :math:`\|P^{-1} \rho\delta\|^2 \le 4 \rho^2 \|\delta\|^2`.
+    """
+    tiny = torch.finfo(values.dtype).tiny
+    largest = torch.maximum(values.abs().amax(-1), loc_values.abs().amax(-1))
+    bound = (0.625 * values.square() + 2 * shift.square()).sum(-1)
+    return torch.minimum(0.5 / largest.clamp_min(tiny), (max_kl / bound.clamp_min(tiny)).sqrt())
 
 
 def _kl_of_step(precision: Tensor, moved: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import pyro
 import pyro.distributions as dist
@@ -117,6 +117,16 @@ class FamilyGuide(AutoContinuous):
                     stack.enter_context(plates[frame.name])
                 result[name] = pyro.sample(name, DensityDelta(value, log_density=log_density, event_dim=event_dim))
         return result
+
+    def twin(self) -> Self:
+        """A guide of the same model with parameters of its own, equal to the present ones."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        for name in ("_parameters", "_pyro_params"):
+            other.__dict__[name] = self.__dict__[name].copy()
+        if self.prototype_trace is not None:
+            other.params = self.params
+        return other
 
     @property
     def params(self) -> Params:

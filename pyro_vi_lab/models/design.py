@@ -120,9 +120,7 @@ def standardized(X: Tensor) -> Tensor:
     return (X - X.mean(0)) / X.std(0, correction=0)
 
 
-def simulated(
-    model: PyroModule, num_rows: int, num_features: int, *, correlation: float, seed: int
-) -> Simulation:
+def simulated(model: PyroModule, num_rows: int, num_features: int, *, correlation: float, seed: int) -> Simulation:
     r"""Draw covariates, parameters and outcome of a regression; the parameters come from the model's prior.
 
     The covariates are standard normal, neighbors correlated: :math:`\mathrm{corr}(x_i, x_j) = \rho^{|i-j|}`.
@@ -145,9 +143,7 @@ def simulated(
             model(X)
     plates = ("feature", "row")
     values: dict[str, Any] = {
-        key: node["value"]
-        for key, node in tracer.trace.nodes.items()
-        if node["type"] == "sample" and key not in plates
+        key: node["value"] for key, node in tracer.trace.nodes.items() if node["type"] == "sample" and key not in plates
     }
     return Simulation(X, values.pop("y"), values)
 
@@ -181,8 +177,7 @@ def _tensor(name: str, values: Any) -> Tensor:
     for column in getattr(values, "columns", ()):
         if values[column].dtype.kind not in "biuf":
             raise DataError(
-                f"column {str(column)!r} of {name} is not numeric (dtype {values[column].dtype}); encode it "
-                "as numbers"
+                f"column {str(column)!r} of {name} is not numeric (dtype {values[column].dtype}); encode it as numbers"
             )
     if isinstance(values, Tensor):
         return values.detach().to(torch.float64)

@@ -49,9 +49,7 @@ class EightSchools(PyroModule):
         """Run the model for standard errors ``sigma`` and effects ``y``; returns θ."""
         if sigma.dim() != 1 or (y is not None and y.shape != sigma.shape):
             shape = None if y is None else tuple(y.shape)
-            raise DataError(
-                f"sigma has shape {tuple(sigma.shape)} and y {shape}; both need one value per school"
-            )
+            raise DataError(f"sigma has shape {tuple(sigma.shape)} and y {shape}; both need one value per school")
         mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
         tau = pyro.sample("tau", dist.HalfCauchy(5.0))
         with pyro.plate("school", len(sigma)):

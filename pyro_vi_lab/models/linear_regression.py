@@ -145,9 +145,7 @@ class LinearRegression(PyroModule):
             pyro.sample("y", dist.Normal(mean, sigma), obs=y)
         return mean
 
-    def problem(
-        self, X: Any, y: Any, *, features: Sequence[str] | None = None, name: str | None = None
-    ) -> Problem:
+    def problem(self, X: Any, y: Any, *, features: Sequence[str] | None = None, name: str | None = None) -> Problem:
         """The model with checked data; see :func:`pyro_vi_lab.models.design.design` for what is checked."""
         data = design(X, y, features)
         return Problem(self, data.X, data.y, coords={"feature": data.features}, name=name)
@@ -217,9 +215,7 @@ class LinearRegression(PyroModule):
             ArgumentError: No chains or no draws.
         """
         if num_chains < 1 or num_draws < 1:
-            raise ArgumentError(
-                f"num_chains and num_draws must be at least 1, got {num_chains} and {num_draws}"
-            )
+            raise ArgumentError(f"num_chains and num_draws must be at least 1, got {num_chains} and {num_draws}")
         exact = self.exact(X, y)
         draws = {}
         with seeded(seed):
@@ -236,9 +232,7 @@ class LinearRegression(PyroModule):
         info = {"seed": seed, "log_evidence": exact.log_evidence}
         return Posterior(draws, method="exact", info=info)
 
-    def simulate(
-        self, num_rows: int, num_features: int, *, seed: int = 0, correlation: float = 0.5
-    ) -> Simulation:
+    def simulate(self, num_rows: int, num_features: int, *, seed: int = 0, correlation: float = 0.5) -> Simulation:
         """Covariates, outcome, and the parameters that made them, which are drawn from the prior.
 
         Args:

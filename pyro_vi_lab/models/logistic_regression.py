@@ -74,9 +74,7 @@ class LogisticRegression(PyroModule):
             pyro.sample("y", dist.Bernoulli(logits=logits), obs=y)
         return logits
 
-    def problem(
-        self, X: Any, y: Any, *, features: Sequence[str] | None = None, name: str | None = None
-    ) -> Problem:
+    def problem(self, X: Any, y: Any, *, features: Sequence[str] | None = None, name: str | None = None) -> Problem:
         """The model with checked data; see :func:`pyro_vi_lab.models.design.design` for what else is checked.
 
         Raises:
@@ -92,9 +90,7 @@ class LogisticRegression(PyroModule):
             )
         return Problem(self, data.X, data.y, coords={"feature": data.features}, name=name)
 
-    def simulate(
-        self, num_rows: int, num_features: int, *, seed: int = 0, correlation: float = 0.5
-    ) -> Simulation:
+    def simulate(self, num_rows: int, num_features: int, *, seed: int = 0, correlation: float = 0.5) -> Simulation:
         """Covariates, labels, and the parameters that made them, which are drawn from the prior.
 
         Args:

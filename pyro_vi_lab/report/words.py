@@ -92,10 +92,12 @@ def warnings_about(row: Mapping[str, Any], *, judged: bool) -> list[str]:
     """
     found = []
     khat = _known(row, "khat")
-    if khat > MAX_KHAT:
+    error = float(row.get("khat_se") or 0)
+    if khat - NOISE_ERRORS * error > MAX_KHAT:
         found.append(
-            f"k-hat is {number(khat)} (must be at most {MAX_KHAT}): the posterior has mass where this approximation "
-            "has almost none, so that even reweighted draws cannot be relied on"
+            f"k-hat is {number(khat)}{f' ± {number(error)}' if error else ''} (must be at most {MAX_KHAT}): the "
+            "posterior has mass where this approximation has almost none, so that even reweighted draws cannot be "
+            "relied on"
         )
     if judged:
         shift, low, high = (_known(row, key) for key in ("max_mean_shift", "min_sd_ratio", "max_sd_ratio"))
@@ -135,6 +137,12 @@ def judge(comparison: Comparison) -> list[Judgement]:
             differing = _differing(found)
             grade = "differs" if differing else "agrees"
             reasons.append(_difference(found, differing))
+        check = comparison.importance.get(name)
+        if grade != "untrusted" and check is not None and check.khat > MAX_KHAT - NOISE_ERRORS * check.khat_se:
+            reasons.append(
+                f"k-hat is {number(check.khat)} ± {number(check.khat_se)}, which cannot be told from the limit of "
+                f"{MAX_KHAT}: reweight its draws with care"
+            )
         if fit.status.value == "out of steps":
             reasons.append(f"the fit {fit.message}")
         result.append(Judgement(name, grade, reasons))
@@ -150,8 +158,8 @@ def summary(comparison: Comparison) -> list[str]:
     if comparison.reference_problems:
         sentences.append(
             f"The reference is unfit: {'; '.join(comparison.reference_problems)}. What looks like an error of a "
-            "candidate may be an error of the reference, so no candidate can be judged by it. Draw more, raise "
-            "target_accept towards 0.99, or reparameterize the model."
+            "candidate may be an error of the reference, so no candidate can be judged by it. Reparameterize the model; "
+            "more draws, or a target_accept towards 0.99, help in mild cases only."
         )
     elif closest is not None:
         worst = comparison.discrepancies[closest].summary()
@@ -166,8 +174,21 @@ def summary(comparison: Comparison) -> list[str]:
     if comparison.best is not None and len(comparison.elbos) > 1:
         value, error = comparison.elbos[comparison.best]
         again = comparison.best == closest and not comparison.reference_problems
-        who = "It also has" if again else f"{comparison.best} has"
-        sentences.append(f"{who} the lowest negative ELBO, {number(-value)} ± {number(error)} nats.")
+        rivals = [
+            name
+            for name, (other, rival_error) in comparison.elbos.items()
+            if name != comparison.best and value - other < NOISE_ERRORS * math.hypot(error, rival_error)
+        ]
+        if rivals:
+            sentences.append(
+                f"Its negative ELBO, {number(-value)} ± {number(error)} nats, cannot be told from that of "
+                f"{' and '.join(rivals)}."
+                if again
+                else f"The negative ELBOs of {comparison.best} and {' and '.join(rivals)} cannot be told apart."
+            )
+        else:
+            who = "It also has" if again else f"{comparison.best} has"
+            sentences.append(f"{who} the lowest negative ELBO, {number(-value)} ± {number(error)} nats.")
     for item in judgements:
         if item.grade == "untrusted":
             sentences.append(f"{item.name} must not be trusted: {'; '.join(item.reasons)}.")

@@ -52,8 +52,14 @@ def test_the_exact_family_agrees_and_the_narrow_one_is_not_trusted() -> None:
     assert grades(comparisons.regression()) == {"mean_field": "untrusted", "full_rank": "agrees"}
 
 
-def test_without_a_fit_reference_only_khat_is_judged() -> None:
-    assert grades(comparisons.unfit()) == {"mean_field": "untrusted", "full_rank": "unjudged"}
+@pytest.mark.parametrize(("khat", "error", "grade"), [(0.95, 0.1, "untrusted"), (0.8, 0.1, "unjudged"), (0.3, 0.1, "unjudged")])
+def test_without_a_fit_reference_only_khat_is_judged(khat: float, error: float, grade: str) -> None:
+    comparison = comparisons.unfit()
+    check = dataclasses.replace(comparison.importance["mean_field"], khat=khat, khat_se=error)
+    changed = dataclasses.replace(comparison, importance={**comparison.importance, "mean_field": check})
+    assert grades(changed) == {"mean_field": grade, "full_rank": "unjudged"}
+    doubted = any("cannot be told from the limit" in reason for item in judge(changed) for reason in item.reasons)
+    assert doubted == (khat == 0.8)
 
 
 def test_a_diverged_fit_failed() -> None:
@@ -74,7 +80,7 @@ def test_the_summary_says_who_matches_best_and_who_is_not_to_be_trusted() -> Non
     first, second, third = summary(comparisons.regression())
     assert first.startswith("full_rank matches the reference best: no mean is off by more than 0.0")
     assert second.startswith("It also has the lowest negative ELBO, ")
-    assert third.startswith("mean_field must not be trusted: k-hat is ")
+    assert third.startswith("mean_field must not be trusted: a standard deviation is 0.")
 
 
 def test_the_summary_begins_with_an_unfit_reference_and_names_no_match() -> None:

@@ -1,0 +1,306 @@
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+from torch.distributions import constraints
+
+import pyro_vi_lab as vl
+from pyro_vi_lab import arviz_bridge
+from pyro_vi_lab.errors import ArgumentError, ModelError
+from pyro_vi_lab.models import build
+from pyro_vi_lab.models.eight_schools import EFFECTS
+from pyro_vi_lab.models.eight_schools import STANDARD_ERRORS as SIGMA
+
+STANDARD_ERRORS = 5  # fails a right answer once in two million
+BACKENDS = ("nutpie", "pyro")
+each_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+LOC = torch.tensor([1.0, -2.0, 300.0], dtype=torch.float64)
+COVARIANCE = torch.tensor([[1.0, 0.8, 0.0], [0.8, 2.0, -1.0], [0.0, -1.0, 50.0]], dtype=torch.float64)
+
+
+def normal() -> None:
+    pyro.sample("x", dist.MultivariateNormal(LOC, COVARIANCE))
+
+
+def positive() -> None:
+    x = pyro.sample("x", dist.Gamma(3.0, 2.0))
+    pyro.deterministic("twice", 2 * x)
+
+
+def two_islands() -> None:
+    """Two modes with nothing between them."""
+    x = pyro.sample("x", dist.ImproperUniform(constraints.real, (), ()))
+    pyro.factor("islands", torch.stack([-((x + 500) ** 2) / 2, -((x - 500) ** 2) / 2]).logsumexp(0))
+
+
+def draw(problem: vl.Problem | Callable[[], None], **options: Any) -> vl.Posterior:
+    settings = {"num_chains": 2, "num_warmup": 300, "num_draws": 500, "progress": False, **options}
+    return vl.nuts(problem if isinstance(problem, vl.Problem) else vl.Problem(problem), **settings)
+
+
+def assert_mean(values: Tensor, expected: Any) -> None:
+    """The mean of draws ``(C, S, *shape)`` is the expected one, within its Monte Carlo standard errors."""
+    error = arviz_bridge.mcse(values.numpy())
+    assert (np.abs(values.mean((0, 1)).numpy() - np.asarray(expected)) <= STANDARD_ERRORS * error).all()
+
+
+# Right answers
+
+
+@each_backend
+def test_normal(backend: Any) -> None:
+    posterior = draw(normal, backend=backend, num_chains=3)
+    x = posterior.draws["x"]
+    assert x.shape == (3, 500, 3)
+    assert_mean(x, LOC)
+    centered = x - LOC
+    assert_mean(centered.unsqueeze(-1) * centered.unsqueeze(-2), COVARIANCE)
+
+
+def eight_schools_moments() -> dict[str, tuple[float, float]]:
+    """Mean and mean square of mu and log tau, on a grid: given both, each y is N(mu, sigma² + tau²)."""
+    mu, log_tau = np.linspace(-30, 40, 701)[:, None], np.linspace(-9, 5, 1401)[None, :]
+    tau = np.exp(log_tau)
+    log_p = stats.norm(0, 5).logpdf(mu) + stats.halfcauchy(scale=5).logpdf(tau) + log_tau
+    for y, sigma in zip(EFFECTS, SIGMA, strict=True):
+        log_p = log_p + stats.norm(mu, np.hypot(sigma, tau)).logpdf(y)
+    p = np.exp(log_p - log_p.max())
+    p /= p.sum()
+    return {
+        "mu": (float((p * mu).sum()), float((p * mu**2).sum())),
+        "log_tau": (float((p * log_tau).sum()), float((p * log_tau**2).sum())),
+    }
+
+
+@pytest.mark.parametrize(
+    ("backend", "num_draws"), [("nutpie", 1000), pytest.param("pyro", 1000, marks=pytest.mark.slow)]
+)
+def test_eight_schools(backend: Any, num_draws: int) -> None:
+    posterior = draw(build("eight_schools"), backend=backend, num_warmup=500, num_draws=num_draws, seed=2)
+    values = {"mu": posterior.draws["mu"], "log_tau": posterior.draws["tau"].log()}
+    for name, (mean, mean_square) in eight_schools_moments().items():
+        assert_mean(values[name], mean)
+        assert_mean(values[name].square(), mean_square)
+    theta = posterior.draws["mu"].unsqueeze(-1) + posterior.draws["tau"].unsqueeze(-1) * posterior.draws["theta_trans"]
+    torch.testing.assert_close(posterior.draws["theta"], theta)
+
+
+@each_backend
+def test_both_backends_of_a_constrained_site(backend: Any) -> None:
+    posterior = draw(positive, backend=backend, num_draws=1000)
+    x = posterior.draws["x"]
+    assert (x > 0).all()
+    assert_mean(x, 1.5)
+    assert_mean(x.square(), 3.0)  # a (a + 1) / b²
+    torch.testing.assert_close(posterior.draws["twice"], 2 * x)
+
+
+def test_flat_priors_a_raw_scale_and_summed_out_sites() -> None:
+    """Least squares: the posterior of flat priors is N(estimate, covariance); a coin that does nothing is summed out."""
+    x = torch.linspace(0, 100, 20, dtype=torch.float64)
+    y = 7 + 3 * x + 10 * torch.sin(5 * x)
+
+    def model(x: Tensor, y: Tensor) -> None:
+        pyro.sample("coin", dist.Bernoulli(0.3))
+        beta = pyro.sample("beta", dist.ImproperUniform(constraints.real_vector, (), (2,)))
+        with pyro.plate("row", len(y)):
+            pyro.sample("y", dist.Normal(beta[0] + beta[1] * x, 10.0), obs=y)
+
+    beta = draw(vl.Problem(model, x, y), num_draws=1000).draws["beta"]
+    X = torch.stack([torch.ones_like(x), x], -1)
+    covariance = 100 * torch.linalg.inv(X.T @ X)
+    expected = covariance @ X.T @ y / 100
+    assert_mean(beta, expected)
+    assert_mean((beta - expected).square(), covariance.diagonal())
+
+
+def test_dependent_support() -> None:
+    """a ~ Beta(1, 2), b uniform below 1 - a: with what is left a Dirichlet(1, 1, 1)."""
+
+    def model() -> None:
+        a = pyro.sample("a", dist.Beta(1.0, 2.0))
+        pyro.sample("b", dist.Uniform(0.0, 1.0 - a))
+
+    draws = draw(model, num_draws=1000).draws
+    assert (draws["a"] + draws["b"] < 1).all()
+    for name in ("a", "b"):
+        assert_mean(draws[name], 1 / 3)
+        assert_mean(draws[name].square(), 1 / 6)
+
+
+@pytest.mark.filterwarnings("ignore:.*eager tier.*:pyro_vi_lab.errors.LabWarning")
+def test_model_that_cannot_be_captured() -> None:
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.factor("branch", -torch.nn.functional.softplus(x) if float(x.detach()) > -1e9 else x)
+
+    posterior = draw(model, num_warmup=50, num_draws=50)
+    assert posterior.draws["x"].shape == (2, 50)
+
+
+def test_single_precision_model() -> None:
+    layer = torch.nn.Linear(1, 1)  # float32
+
+    def model(y: Tensor) -> None:
+        x = pyro.sample("x", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(layer(x), 1.0).to_event(1), obs=y)
+
+    with pytest.warns(vl.LabWarning, match=r"torch\.float32"):
+        problem = vl.Problem(model, torch.tensor([1.0]))
+    for backend in BACKENDS:
+        posterior = draw(problem, backend=backend, num_warmup=50, num_draws=20)
+        assert posterior.draws["x"].dtype == torch.float32
+
+
+# What it gives
+
+
+@each_backend
+def test_stats_and_info(backend: Any) -> None:
+    problem = vl.Problem(normal)
+    posterior = draw(problem, backend=backend, num_warmup=100, num_draws=40, seed=3, target_accept=0.85)
+    names = {"diverging", "step_size", "lp"}
+    if backend == "nutpie":
+        names |= {"energy", "tree_depth", "acceptance_rate", "n_steps"}
+    assert set(posterior.stats) == names
+    assert {value.shape for value in posterior.stats.values()} == {(2, 40)}
+    assert posterior.stats["diverging"].dtype == torch.bool
+    assert (posterior.stats["step_size"] > 0).all()
+    z = posterior.unconstrained
+    assert z is not None
+    assert z.shape == (2, 40, 3)
+    torch.testing.assert_close(posterior.stats["lp"].double(), problem.density().log_prob(z), rtol=1e-5, atol=1e-4)
+    for name, value in problem.density().constrain(z).items():
+        torch.testing.assert_close(posterior.draws[name], value)
+    assert posterior.method == "nuts"
+    info = dict(posterior.info)
+    assert info.pop("seconds") > 0
+    assert info.pop("num_gradients") > 2 * 140
+    assert info == {"seed": 3, "backend": backend, "num_warmup": 100, "target_accept": 0.85}
+
+
+def test_gradients_are_counted() -> None:
+    """Every leapfrog step is one, and those of the warm-up come on top."""
+    posterior = draw(normal)
+    assert posterior.info["num_gradients"] > int(posterior.stats["n_steps"].sum())
+
+
+@each_backend
+def test_same_seed_same_draws(backend: Any) -> None:
+    draws = []
+    for session, seed in ((1, 5), (2, 5), (3, 6)):
+        pyro.set_rng_seed(session)
+        draws.append(draw(normal, backend=backend, num_warmup=50, num_draws=20, seed=seed).draws["x"])
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    assert not torch.equal(draws[0][0], draws[0][1])  # and the chains are not one another's copies
+
+
+# Starts
+
+
+@each_backend
+def test_start_from_a_fit(backend: Any) -> None:
+    """Chains stay on the island where the fit is; uniform starts would not even find it."""
+    problem = vl.Problem(two_islands)
+    guide = vl.guides.FullRankNormal(two_islands, init_loc_fn=lambda site: torch.tensor(510.0, dtype=torch.float64))
+    fit = vl.fit(problem, guide, progress=False)
+    assert fit.loc.item() == pytest.approx(500, abs=1e-3)
+    x = draw(problem, backend=backend, start=fit, num_warmup=100, num_draws=300).draws["x"]
+    assert_mean(x, 500.0)
+    assert (x - 500).abs().max() < 6
+
+
+def test_fit_of_another_problem() -> None:
+    fit = vl.fit(vl.Problem(positive), progress=False)
+    with pytest.raises(ArgumentError, match="start has 1 dimensions, problem normal has 3"):
+        draw(normal, start=fit)
+
+
+@each_backend
+def test_no_start_names_the_site(backend: Any) -> None:
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.factor("impossible", (x.square() - x.square()).log())
+
+    with pytest.raises(ModelError, match=r"no start with a finite log density in 100 tries.*site 'impossible'"):
+        draw(model, backend=backend)
+
+
+def test_starts_are_tried_until_one_is_finite() -> None:
+    """A density on a tenth of the starting range."""
+
+    def model() -> None:
+        x = pyro.sample("x", dist.Uniform(-2.0, 2.0))
+        pyro.factor("piece", torch.where(x > 1.2, -1e3 * (x - 1.5) ** 2, -math.inf))
+
+    x = draw(model).draws["x"]
+    assert (x > 1.2).all()
+    assert_mean(x, 1.5)
+
+
+# Arguments
+
+
+def test_unknown_backend() -> None:
+    with pytest.raises(ArgumentError, match="unknown backend 'nutpi': did you mean 'nutpie'"):
+        draw(normal, backend="nutpi")
+
+
+@pytest.mark.parametrize("name", ["num_chains", "num_warmup", "num_draws"])
+@pytest.mark.parametrize("value", [0, -1, 2.5, True, None])
+def test_counts(name: str, value: Any) -> None:
+    with pytest.raises(ArgumentError, match=f"{name} must be a whole number of at least 1, got {value}"):
+        draw(normal, **{name: value})
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -0.5, math.nan])
+def test_target_accept(value: float) -> None:
+    with pytest.raises(ArgumentError, match="target_accept is a rate between 0 and 1, got"):
+        draw(normal, target_accept=value)
+
+
+def test_model_instead_of_a_problem() -> None:
+    with pytest.raises(ArgumentError, match="problem must be a pyro_vi_lab.Problem, got function; wrap it"):
+        vl.nuts(normal)  # type: ignore[arg-type]
+
+
+# What it leaves behind
+
+
+@each_backend
+def test_global_state_is_left_as_found(backend: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    def with_param() -> None:
+        scale = pyro.param("prior_scale", torch.tensor(3.0), constraint=constraints.positive)
+        pyro.sample("x", dist.Normal(0.0, scale))
+
+    def state() -> dict[str, Any]:
+        return {
+            "params": list(pyro.get_param_store().keys()),
+            "torch": torch.get_rng_state().tolist(),
+            "numpy": np.random.get_state()[1].tolist(),  # noqa: NPY002
+            "random": random.getstate(),
+            "settings": pyro.settings.get(),
+            "dtype": torch.get_default_dtype(),
+            "threads": torch.get_num_threads(),
+        }
+
+    torch.set_num_threads(2)
+    pyro.param("mine", torch.tensor(1.0))
+    problem = vl.Problem(with_param)
+    before = state()
+    vl.nuts(problem, backend=backend, num_chains=1, num_warmup=20, num_draws=10)
+    assert state() == before
+    output = capfd.readouterr()
+    assert output.out == output.err == ""  # no terminal, no progress bar
