@@ -26,7 +26,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from pyro_vi_lab.errors import CaptureError
 from pyro_vi_lab.isolation import default_dtype
-from pyro_vi_lab.sites import is_indefinite, user_line
+from pyro_vi_lab.user_errors import is_indefinite, user_line
 
 Function = Callable[..., tuple[Tensor, ...]]
 
@@ -84,7 +84,8 @@ class Graph:
     def scripted(self) -> Function:
         """The graph of one row for TorchScript's interpreter.
 
-        A third of the time per call, but TorchScript keeps every program it was ever given (about a megabyte each), so it
+        A third of the time per call, but TorchScript keeps every program it was ever given (about a megabyte each),
+        so it
         is made for graphs that are called often and for no others.
         """
         return _script(self.module, self.example)

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from pyro import poutine
-from pyro.infer import config_enumerate
-from pyro.infer.mcmc.util import TraceEinsumEvaluator
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from pyro_vi_lab.capture import Graph, capture
 from pyro_vi_lab.errors import ArgumentError, CaptureError, LabWarning, ModelError
-from pyro_vi_lab.isolation import default_dtype, model_run
+from pyro_vi_lab.isolation import default_dtype
 from pyro_vi_lab.posterior import element_name
-from pyro_vi_lab.sites import ChangeOfVariables, Site, Structure, bijection, is_indefinite, user_errors
+from pyro_vi_lab.program import Program
+from pyro_vi_lab.sites import Structure
+from pyro_vi_lab.user_errors import is_indefinite, user_errors
 
 Tier = Literal["graph", "eager"]
 
@@ -76,27 +72,20 @@ class LogDensity:
                 "(subsample_size); the density "
                 "needs all of them: give the plate no subsample_size"
             )
-        self.model, self.name, self.dtype = model, name, dtype
-        self.sites: dict[str, Site] = {key: site for key, site in structure.sites.items() if site.kind == "latent"}
-        self._structure = structure
-        self._slices: dict[str, slice] = {}
-        position = 0
-        for key, site in self.sites.items():
-            size = site.unconstrained_shape.numel()
-            self._slices[key] = slice(position, position + size)
-            position += size
-        self.dim = position
+        program = Program(model, args, kwargs, structure, name=name, dtype=dtype)
+        self._program, self._structure, self._data = program, structure, program.data
+        self.name, self.dtype, self.device, self.dim, self.sites = (
+            name,
+            dtype,
+            program.device,
+            program.dim,
+            program.sites,
+        )
         self.labels = [
             element_name(key, tuple(map(int, index))) if site.unconstrained_shape else key
             for key, site in self.sites.items()
             for index in np.ndindex(tuple(site.unconstrained_shape))
         ]
-        leaves, self._spec = pytree.tree_flatten((args, dict(kwargs)))
-        self._leaves = leaves
-        self._data = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
-        self.device = self._data[0].device if self._data else torch.empty(0).device
-        self._enumerates = any(site.kind == "discrete" for site in structure.sites.values())
-        self._evaluator: TraceEinsumEvaluator | None = None
         self._lifted = True
         self._graphs: dict[str, Graph | None] = {}
         self._source: LogDensity | None = None
@@ -106,19 +95,10 @@ class LogDensity:
         """How the gradient runs: ``"graph"`` or ``"eager"``."""
         return "eager" if self._graph("value_and_grad") is None else "graph"
 
-    @property
-    def deterministic(self) -> tuple[str, ...]:
-        """Deterministic sites that do not depend on a discrete one, which is summed out."""
-        names = [key for key, site in self._structure.sites.items() if site.kind == "deterministic"]
-        if not names or not self._enumerates:
-            return tuple(names)
-        trace, _ = self._trace(torch.zeros(self.dim, dtype=self.dtype), self._data, enumerate_discrete=True)
-        return tuple(key for key in names if trace.nodes[key]["value"].shape == self._structure.sites[key].shape)
-
     def with_data(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], structure: Structure) -> LogDensity:
         """The same density with other data; graphs are kept where shapes, types and all else agree."""
-        other = LogDensity(self.model, args, kwargs, structure, name=self.name, dtype=self.dtype)
-        if self._lifted and _same_but_data(self, other):
+        other = LogDensity(self._program.model, args, kwargs, structure, name=self.name, dtype=self.dtype)
+        if self._lifted and _same_but_data(self._program, other._program):
             other._source = self
         return other
 
@@ -173,7 +153,7 @@ class LogDensity:
             z ``(..., D)``, each result ``(..., *site shape)``.
         """
         values = self._rows("constrain", z)
-        return dict(zip((*self.sites, *self._constrained_names()), values, strict=True))
+        return dict(zip((*self.sites, *self._program.deterministic), values, strict=True))
 
     def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
         """The z of given values of the latent sites; other names in ``values`` are ignored.
@@ -206,7 +186,7 @@ class LogDensity:
     def blame(self, z: Tensor) -> str:
         """Name of the site whose log density is not finite at one point ``(D,)``; empty if all are finite."""
         with user_errors(self.name):
-            trace, log_det = self._trace(z, self._data, enumerate_discrete=self._enumerates)
+            trace, log_det = self._program.trace(z, self._data, enumerate_discrete=self._program.enumerates)
             trace.compute_log_prob()
         for key, node in trace.nodes.items():
             if node["type"] == "sample" and not bool(torch.isfinite(node["log_prob"]).all()):
@@ -225,108 +205,6 @@ class LogDensity:
         graph = self._graph("value_and_grad")
         return graph.num_nodes if graph else 0
 
-    # --- one row, eagerly -------------------------------------------------------------------------------------------
-
-    def _trace(self, z: Tensor, data: tuple[Tensor, ...], *, enumerate_discrete: bool) -> tuple[Any, Tensor]:
-        """Trace of the model at ``z`` and the log determinant of the change of variables."""
-        change = ChangeOfVariables(
-            {key: z[part].reshape(self.sites[key].unconstrained_shape) for key, part in self._slices.items()}
-        )
-        args, kwargs = self._arguments(data)
-        model: Callable[..., Any] = self.model
-        with ExitStack() as stack:
-            stack.enter_context(_quiet(self.dtype))
-            stack.enter_context(poutine.block())
-            tracer = stack.enter_context(poutine.trace())
-            if enumerate_discrete:
-                stack.enter_context(poutine.enum(first_available_dim=-1 - self._structure.max_plate_nesting))
-                model = config_enumerate(model)
-            stack.enter_context(change)
-            model(*args, **kwargs)
-            # inside the isolation: log_prob may make tensors of the default type
-            tracer.trace.compute_log_prob()
-        self._check_sites(tracer.trace)
-        return tracer.trace, torch.stack([value.sum() for value in change.log_dets.values()]).sum()
-
-    def _check_sites(self, trace: Any) -> None:
-        """A site that comes or goes from run to run would be drawn at random, or left out, without a word."""
-        for key, node in trace.nodes.items():
-            if (
-                node["type"] == "sample"
-                and type(node["fn"]).__name__ != "_Subsample"
-                and key not in self._structure.sites
-            ):
-                raise ModelError(
-                    f"the structure of model {self.name} changes from run to run: site {key!r} is there in one run and not "
-                    "in another; write the choice without Python control flow on sampled values"
-                )
-        missing = [key for key in self.sites if key not in trace.nodes]
-        if missing:
-            raise ModelError(
-                f"the structure of model {self.name} changes from run to run: site {missing[0]!r} is not there in every run"
-            )
-
-    def _arguments(self, data: tuple[Tensor, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        remaining = iter(data)
-        leaves = [next(remaining) if isinstance(leaf, Tensor) else leaf for leaf in self._leaves]
-        args, kwargs = pytree.tree_unflatten(leaves, self._spec)
-        return tuple(args), kwargs
-
-    def _eager_value(self, z: Tensor, *data: Tensor) -> tuple[Tensor, ...]:
-        trace, log_det = self._trace(z, data or self._data, enumerate_discrete=self._enumerates)
-        with _quiet(self.dtype):
-            if not self._enumerates:
-                return (trace.log_prob_sum() + log_det,)
-            if self._evaluator is None:
-                self._evaluator = TraceEinsumEvaluator(trace, True, self._structure.max_plate_nesting)
-            return (self._evaluator.log_prob(trace) + log_det,)
-
-    def _eager_value_and_grad(self, z: Tensor, *data: Tensor) -> tuple[Tensor, ...]:
-        with torch.enable_grad():
-            z = z.detach().requires_grad_(True)
-            (value,) = self._eager_value(z, *data)
-            grad = torch.autograd.grad(value, z)[0] if value.requires_grad else torch.zeros_like(z)
-        return value.detach(), grad
-
-    def _eager_hessian(self, z: Tensor, *data: Tensor) -> tuple[Tensor, ...]:
-        with torch.enable_grad():
-            z = z.detach().requires_grad_(True)
-            (value,) = self._eager_value(z, *data)
-            flat = torch.zeros_like(z)
-            grad = torch.autograd.grad(value, z, create_graph=True)[0] if value.requires_grad else flat
-            rows = [
-                torch.autograd.grad(entry, z, retain_graph=True, allow_unused=True)[0] if entry.requires_grad else None
-                for entry in grad
-            ]
-        return (torch.stack([flat if row is None else row for row in rows]).detach(),)
-
-    def _eager_constrain(self, z: Tensor, *data: Tensor) -> tuple[Tensor, ...]:
-        trace, _ = self._trace(z, data or self._data, enumerate_discrete=self._enumerates)
-        return tuple(trace.nodes[key]["value"] for key in (*self.sites, *self._constrained_names()))
-
-    def _eager_unconstrain(self, flat: Tensor, *data: Tensor) -> tuple[Tensor, ...]:
-        values, position = {}, 0
-        for key, site in self.sites.items():
-            values[key] = flat[position : position + site.shape.numel()].reshape(site.shape)
-            position += site.shape.numel()
-        inverse = _InverseChange(values)
-        args, kwargs = self._arguments(data or self._data)
-        model: Callable[..., Any] = self.model
-        with ExitStack() as stack:
-            stack.enter_context(_quiet(self.dtype))
-            stack.enter_context(poutine.block())
-            if self._enumerates:  # not drawn: an inverse has no use for chance
-                stack.enter_context(poutine.enum(first_available_dim=-1 - self._structure.max_plate_nesting))
-                model = config_enumerate(model)
-            stack.enter_context(inverse)
-            model(*args, **kwargs)
-        return (torch.cat([inverse.result[key].reshape(-1) for key in self.sites]),)
-
-    def _constrained_names(self) -> tuple[str, ...]:
-        if not hasattr(self, "_deterministic_names"):
-            self._deterministic_names = self.deterministic
-        return self._deterministic_names
-
     # --- many rows, captured where possible
     # ----------------------------------------------------------------------------
 
@@ -344,12 +222,12 @@ class LogDensity:
             if graph is not None:
                 results = graph.batched(rows.reshape(-1, width), *data)
             else:
-                results = self._one_by_one(what, getattr(self, f"_eager_{what}"), rows.reshape(-1, width), data)
+                results = self._one_by_one(what, getattr(self._program, what), rows.reshape(-1, width), data)
         except RuntimeError as error:
             if not is_indefinite(error):
                 raise
             # one row whose matrix has no Cholesky factor stops the whole batch: give the others their values
-            function = graph or getattr(self, f"_eager_{what}")
+            function = graph or getattr(self._program, what)
             results = self._one_by_one(what, function, rows.reshape(-1, width), data)
         return tuple(value.reshape((*rows.shape[:-1], *value.shape[1:])) for value in results)
 
@@ -371,7 +249,7 @@ class LogDensity:
     def _shapes(self, what: str) -> list[tuple[int, ...]]:
         """Shapes of the results at one point."""
         if what == "constrain":
-            names = (*self.sites, *self._constrained_names())
+            names = (*self.sites, *self._program.deterministic)
             return [tuple(self._structure.sites[key].shape) for key in names]
         shapes: dict[str, list[tuple[int, ...]]] = {
             "value": [()],
@@ -398,7 +276,7 @@ class LogDensity:
                 return
             try:
                 # a model may read its data past the tracer (y.numpy()): then the graph holds the old ones
-                checks = self._checks("value_and_grad", self._eager_value_and_grad)[:1]
+                checks = self._checks("value_and_grad", self._program.value_and_grad)[:1]
                 self._check(graph, checks, self._data)
             except CaptureError:
                 return
@@ -408,7 +286,7 @@ class LogDensity:
         """The graph of one function, or ``None`` if Pyro has to run at every call; says so once."""
         if what != "value_and_grad" and self._graph("value_and_grad") is None:
             return None
-        function = getattr(self, f"_eager_{what}")
+        function = getattr(self._program, what)
         try:
             checks = self._checks(what, function)
             graph = self._capture(what, function, checks[0][0])
@@ -445,7 +323,9 @@ class LogDensity:
             z = torch.randn(self.dim, generator=generator, dtype=self.dtype).to(self.device) / 2 ** (1 + attempt // 2)
             try:
                 if what == "unconstrain":
-                    z = torch.cat([value.reshape(-1) for value in self._eager_constrain(z)[: len(self.sites)]]).detach()
+                    z = torch.cat(
+                        [value.reshape(-1) for value in self._program.constrain(z)[: len(self.sites)]]
+                    ).detach()
                 checks.append((z, [value.detach() for value in function(z)]))
             except RuntimeError as error:
                 if not is_indefinite(error):
@@ -469,32 +349,10 @@ class LogDensity:
                         raise CaptureError("the captured graph disagrees with eager Pyro at a check point")
 
 
-class _InverseChange(Messenger):
-    """Gives the latent sites their values and records where these lie on the unconstrained scale."""
-
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.values = values
-        self.result: dict[str, Tensor] = {}
-
-    def _pyro_sample(self, msg: Any) -> None:
-        name = msg["name"]
-        if name not in self.values or msg["is_observed"]:
-            return
-        self.result[name] = bijection(name, msg["fn"]).inv(self.values[name])
-        msg["value"] = self.values[name]
-        msg["done"] = True
-
-
-def _quiet(dtype: torch.dtype) -> AbstractContextManager[None]:
-    """A run whose sites were checked before: no validation, random state and parameters left as they are."""
-    return model_run(seed=None, dtype=dtype, validate=False)
-
-
-def _same_but_data(one: LogDensity, other: LogDensity) -> bool:
-    if one._spec != other._spec or len(one._leaves) != len(other._leaves):
+def _same_but_data(one: Program, other: Program) -> bool:
+    if one.spec != other.spec or len(one.leaves) != len(other.leaves):
         return False
-    for a, b in zip(one._leaves, other._leaves, strict=True):
+    for a, b in zip(one.leaves, other.leaves, strict=True):
         if isinstance(a, Tensor) != isinstance(b, Tensor):
             return False
         same = (

@@ -197,7 +197,8 @@ def _advance(
     proposal = family.step(old_params, old.tangent, lr=size, max_kl=state.radius[index])
     new = _evaluate(density, family, proposal.params, particles, generator)
 
-    # where the proposal is bad, a few particles make both the fall of its bound and the error of that fall: cap the error
+    # where the proposal is bad, a few particles make both the fall of its bound and the error of that fall: cap the
+    # error
     noise = torch.hypot(old.error, torch.minimum(new.error, ERROR_GROWTH * old.error))
     predicted = 2 * old.length * proposal.size * (1 - proposal.size / 2)
     gain = new.elbo - old.elbo

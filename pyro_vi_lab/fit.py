@@ -183,9 +183,9 @@ def fit(
 ) -> Fit:
     r"""Fit a guide by natural gradient ascent of the ELBO; stops by itself.
 
-    The natural gradient promises less than ``min(0.01, 5e-4·D)`` nats more of the bound when
-    its status
-    is ``CONVERGED``. The same seed gives the same numbers. See :mod:`pyro_vi_lab.density_engine` for the algorithm.
+    When the status is ``CONVERGED``, the natural gradient promises less than ``min(0.01, 5e-4·D)`` nats more of the
+    bound: the guide is near a (local) optimum of its family. The same seed gives the same numbers. The algorithm is
+    that of :mod:`pyro_vi_lab.density_engine`.
 
     Args:
         problem: Model and data.
@@ -308,7 +308,8 @@ def _prepared(problem: Problem, guide: Any, seed: int) -> tuple[str, FamilyGuide
 def _name_by_content(guide: FamilyGuide) -> None:
     """Give a guide a name of its own in Pyro's param store.
 
-    The store goes by names: under the name of its class the guide would, when it is run, take over the scale of whatever
+    The store goes by names: under the name of its class the guide would, when it is run, take over the scale of
+    whatever
     guide of that class is in the store already.
     """
     digest = hashlib.blake2b(digest_size=4)
@@ -367,13 +368,15 @@ def _message(
     size = sd.maximum(loc.abs())
     worst = int(size.argmax())
     farthest = (
-        f"{density.labels[worst]} went to {float(loc[worst]):.3g} with standard deviation {float(sd[worst]):.3g} on the "
+        f"{density.labels[worst]} went to {float(loc[worst]):.3g} with standard deviation {float(sd[worst]):.3g} on "
+        "the "
         "unconstrained scale"
     )
     if statuses[0] is Status.OUT_OF_STEPS:
         return (
             f"stopped after max_steps={max_steps} with about {gap:.2g} nats still to gain: raise max_steps, or start "
-            f"nearer with the guide's init_loc_fn; {farthest}: if it goes on and on, give this site a proper prior{suffix}"
+            f"nearer with the guide's init_loc_fn; {farthest}: if it goes on and on, give this site a proper "
+            f"prior{suffix}"
         )
     if not bool(torch.isfinite(density.log_prob(loc))):
         return (

@@ -193,7 +193,7 @@ def _nutpie(
         draws=num_draws,
         tune=num_warmup,
         chains=num_chains,
-        cores=None,
+        cores=1 if density.tier == "eager" else None,  # Pyro itself cannot run in two threads at once
         seed=seed,
         progress_bar=progress,
         save_warmup=False,

@@ -20,7 +20,8 @@ from pyro_vi_lab.density import LogDensity
 from pyro_vi_lab.errors import ArgumentError, DataError, LabWarning, ModelError
 from pyro_vi_lab.isolation import model_run
 from pyro_vi_lab.posterior import Posterior
-from pyro_vi_lab.sites import Site, Structure, read_structure, user_errors
+from pyro_vi_lab.sites import Site, Structure, read_structure
+from pyro_vi_lab.user_errors import user_errors
 
 CHUNK_NUMBERS = 2**24
 """Numbers that one vectorized run of the model may return (128 MiB in float64)."""
@@ -289,7 +290,8 @@ class Problem:
 class _OwnMemory(TorchFunctionMode):
     """Gives every row of a vmap memory of its own where new memory is asked for.
 
-    torch's distributions draw with ``torch.empty(shape).normal_()``; vmap refuses to write draws that differ by row into
+    torch's distributions draw with ``torch.empty(shape).normal_()``; vmap refuses to write draws that differ by row
+    into
     memory that all rows share.
 
     Args:

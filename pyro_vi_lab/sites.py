@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import traceback
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,14 +10,21 @@ from typing import Any, Literal
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import MaskedDistribution, TorchDistributionMixin
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import constraints
 from torch.utils import _pytree as pytree
 
-from pyro_vi_lab.errors import DataError, LabError, ModelError
+from pyro_vi_lab.change_of_variables import (
+    FromUnconstrained,
+    bijection,
+    distribution_name,
+    is_discrete,
+    same_support,
+)
+from pyro_vi_lab.errors import DataError, ModelError
 from pyro_vi_lab.isolation import model_run
+from pyro_vi_lab.user_errors import is_indefinite, user_errors
 
 Kind = Literal["latent", "discrete", "observed", "deterministic", "factor"]
 
@@ -82,88 +87,6 @@ class Structure:
     observed: Mapping[str, Tensor]
     max_plate_nesting: int
     subsampled: tuple[str, ...]
-
-
-class FromUnconstrained(Messenger):
-    """Gives every continuous latent site ``biject_to(support)(u)`` for a ``u`` chosen by site name and shape."""
-
-    def __init__(self, choose: Callable[[str, torch.Size], Tensor]) -> None:
-        super().__init__()
-        self.choose = choose
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] or isinstance(msg["fn"], _Subsample) or _is_discrete(msg["name"], msg["fn"]):
-            return
-        transform = bijection(msg["name"], msg["fn"])
-        msg["value"] = transform(self.choose(msg["name"], transform.inverse_shape(msg["fn"].shape())))
-        msg["done"] = True
-
-
-class ChangeOfVariables(Messenger):
-    """Maps latent sites from the unconstrained scale with ``biject_to`` of the support that each has in this very run.
-
-    Args:
-        unconstrained: Value of each latent site on the unconstrained scale.
-
-    Attributes:
-        values: The sites' values.
-        log_dets: Log determinants of the map, in the batch shape that the transform gives.
-    """
-
-    def __init__(self, unconstrained: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.unconstrained = unconstrained
-        self.values: dict[str, Tensor] = {}
-        self.log_dets: dict[str, Tensor] = {}
-        self.supports: dict[str, constraints.Constraint] = {}
-
-    def _pyro_sample(self, msg: Any) -> None:
-        name = msg["name"]
-        if name not in self.unconstrained or msg["is_observed"]:
-            return
-        msg["value"] = self.visit(name, msg["fn"])
-        msg["done"] = True
-
-    def visit(self, name: str, fn: Any) -> Tensor:
-        """The value of one site whose distribution is ``fn``."""
-        transform = bijection(name, fn)
-        u = self.unconstrained[name]
-        value: Tensor = transform(u)
-        self.values[name] = value
-        self.log_dets[name] = transform.log_abs_det_jacobian(u, value)
-        self.supports[name] = fn.support
-        return value
-
-
-def same_support(one: Any, other: Any) -> bool:
-    """Whether two constraints are the same, bounds included."""
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, Tensor):
-        return one.shape == other.shape and bool((one == other).all())
-    if not isinstance(one, constraints.Constraint):
-        return bool(one == other)
-    first, second = vars(one), vars(other)
-    return first.keys() == second.keys() and all(same_support(first[key], second[key]) for key in first)
-
-
-def bijection(name: str, fn: Any) -> Any:
-    """``biject_to(fn.support)``, with an error that names the site where Pyro has none."""
-    try:
-        return biject_to(fn.support)
-    except NotImplementedError as error:
-        raise ModelError(
-            f"site {name!r} ({distribution_name(fn)}) has support {fn.support}, for which torch has no bijection "
-            "from the "
-            "real numbers; register one with torch.distributions.biject_to, or write the site with another distribution"
-        ) from error
-
-
-def distribution_name(fn: Any) -> str:
-    """Name of the distribution below ``Independent``, ``expand`` and masks."""
-    while hasattr(fn, "base_dist") and type(fn).__name__ in ("Independent", "MaskedDistribution"):
-        fn = fn.base_dist
-    return type(fn).__name__
 
 
 def read_structure(
@@ -249,50 +172,6 @@ def _run(
     }
 
 
-class user_errors:
-    """Turns what a user's model raises into a :class:`ModelError` that names the model, its line and its data."""
-
-    def __init__(self, name: str, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> None:
-        self.name, self.args, self.kwargs = name, args, kwargs or {}
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: Any) -> None:
-        if not isinstance(error, Exception) or isinstance(error, LabError):
-            return
-        place = user_line(error)
-        where = f" at {place}" if place else ""
-        text = str(error).strip().splitlines()
-        shapes = [
-            f"{key} "
-            f"{tuple(value.shape)}{' with NaN' if value.is_floating_point() and bool(value.isnan().any()) else ''}"
-            for key, value in (*((f"argument {i}", v) for i, v in enumerate(self.args)), *self.kwargs.items())
-            if isinstance(value, Tensor)
-        ]
-        data = f"; data: {', '.join(shapes)}" if shapes else ""
-        raise ModelError(
-            f"model {self.name} cannot be run{where}: {type(error).__name__}: {' '.join(text[:3])}{data}"
-        ) from error
-
-
-def is_indefinite(error: BaseException | None) -> bool:
-    """Whether a model failed at a point because a matrix has no Cholesky factor or no inverse there."""
-    name, text = type(error).__name__, str(error)
-    return name == "_LinAlgError" or "linalg" in text or "PositiveDefinite" in text
-
-
-def user_line(error: BaseException) -> str:
-    """``file:line`` of the innermost frame that belongs to the user and not to torch, Pyro or this package."""
-    here = os.path.dirname(__file__)
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        library = f"{os.sep}site-packages{os.sep}" in frame.filename or f"{os.sep}lib{os.sep}python" in frame.filename
-        ours = frame.filename.startswith(here) and not frame.filename.startswith(os.path.join(here, "models"))
-        if not library and not ours and not frame.filename.startswith("<frozen"):
-            return f"{frame.filename}:{frame.lineno}"
-    return ""
-
-
 def _site(node: Any) -> Site:
     name, fn = node["name"], node["fn"]
     for frame in node["cond_indep_stack"]:
@@ -338,16 +217,9 @@ def _data_shape(name: str, data: tuple[int, ...], expected: tuple[int, ...]) -> 
         return tuple(torch.broadcast_shapes(data, expected))
     except RuntimeError as error:
         raise DataError(
-            f"observed site {name!r} has data of shape {data}, its distribution has shape {expected}: their lengths disagree"
+            f"observed site {name!r} has data of shape {data}, its distribution has shape {expected}: their lengths "
+            "disagree"
         ) from error
-
-
-def _is_discrete(name: str, fn: Any) -> bool:
-    try:
-        return bool(fn.support.is_discrete)
-    except NotImplementedError:
-        bijection(name, fn)  # a support that is not known until run time has no bijection either, and says so
-        raise
 
 
 def _kind(node: Any) -> Kind:
@@ -359,7 +231,7 @@ def _kind(node: Any) -> Kind:
         raise ModelError(
             f"site {node['name']!r} samples from {type(node['fn']).__name__}, which is not a Pyro distribution"
         )
-    return "discrete" if _is_discrete(node["name"], node["fn"]) else "latent"
+    return "discrete" if is_discrete(node["name"], node["fn"]) else "latent"
 
 
 def _check_same(model: str, first: Mapping[str, Site], second: Mapping[str, Site]) -> None:

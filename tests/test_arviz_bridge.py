@@ -27,7 +27,10 @@ def reopened(groups: Mapping[str, Mapping[str, Variable]], path: Path, coords: M
 def test_values_dimensions_labels_and_attributes_survive_the_file(tmp_path: Path) -> None:
     groups: dict[str, dict[str, Variable]] = {
         "posterior": {"theta": (DRAWS, ("chain", "draw", "school"))},
-        "observed_data": {"y": (np.array([1, 2]), ("school",)), "flag": (np.array([True, False]), ("school",))},
+        "observed_data": {
+            "y": (np.array([1, 2]), ("school",)),
+            "flag": (np.array([True, False]), ("school",)),
+        },
     }
     tree = arviz_bridge.tree(groups, {"school": ["A", "B"]}, {"method": "nuts", "seed": 3})
     arviz_bridge.save(tree, tmp_path / "x.nc")
@@ -62,7 +65,10 @@ def test_dimensions_that_a_file_cannot_hold_are_renamed(
 
 def test_variables_that_a_file_cannot_hold_are_renamed(tmp_path: Path) -> None:
     groups: dict[str, dict[str, Variable]] = {
-        "posterior": {"encoder/weight": (DRAWS, ("chain", "draw", "i")), "draw": (DRAWS[..., 0], ("chain", "draw"))}
+        "posterior": {
+            "encoder/weight": (DRAWS, ("chain", "draw", "i")),
+            "draw": (DRAWS[..., 0], ("chain", "draw")),
+        }
     }
     assert set(reopened(groups, tmp_path / "x.nc")["posterior"].data_vars) == {"encoder.weight", "draw_"}
 

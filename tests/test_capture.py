@@ -137,11 +137,21 @@ def test_large_batches_are_cut_into_pieces(name: str, monkeypatch: pytest.Monkey
 
 @EACH
 def test_nothing_is_printed_and_no_state_is_changed(name: str, capfd: pytest.CaptureFixture[str]) -> None:
-    before = (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_rng_state().tolist(), WEIGHT.tolist())
+    before = (
+        torch.get_default_dtype(),
+        torch.is_grad_enabled(),
+        torch.get_rng_state().tolist(),
+        WEIGHT.tolist(),
+    )
     graph = captured(name)
     graph.batched(rows(), *CASES[name].data)
     graph(rows()[0], *CASES[name].data)
-    after = (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_rng_state().tolist(), WEIGHT.tolist())
+    after = (
+        torch.get_default_dtype(),
+        torch.is_grad_enabled(),
+        torch.get_rng_state().tolist(),
+        WEIGHT.tolist(),
+    )
     assert after == before
     assert capfd.readouterr() == ("", "")
 
@@ -176,7 +186,7 @@ def test_size_of_the_work() -> None:
     assert (small.num_nodes, small.numbers_per_row) == (1, 3)
 
 
-# --- a row whose matrix fails ------------------------------------------------------------------------------------
+# --- a row whose matrix fails --------------------------------------------------------------------------
 
 
 def symmetric(x: Tensor) -> Tensor:
@@ -186,7 +196,10 @@ def symmetric(x: Tensor) -> Tensor:
 
 FAILING: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
     "Cholesky": (lambda x: torch.linalg.cholesky(symmetric(x)).diagonal().log().sum(), 2.0),
-    "several matrices": (lambda x: torch.linalg.cholesky(torch.stack([torch.eye(2).to(x), symmetric(x)])).sum(), 2.0),
+    "several matrices": (
+        lambda x: torch.linalg.cholesky(torch.stack([torch.eye(2).to(x), symmetric(x)])).sum(),
+        2.0,
+    ),
     "inverse": (lambda x: torch.linalg.inv(symmetric(x)).sum(), 1.0),
     "linear system": (lambda x: torch.linalg.solve(symmetric(x), torch.ones(2).to(x)).sum(), 1.0),
     "linear systems": (lambda x: torch.linalg.solve(symmetric(x), torch.ones(2, 3).to(x)).sum(), 1.0),
@@ -209,7 +222,7 @@ def test_a_matrix_that_fails_gives_nan_in_its_row_alone(name: str, monkeypatch: 
     assert math.isnan(graph.bind().scripted(x[1])[0])
 
 
-# --- what cannot be captured ---------------------------------------------------------------------------------------
+# --- what cannot be captured ---------------------------------------------------------------------------
 
 
 def branch(x: Tensor) -> tuple[Tensor]:

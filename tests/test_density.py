@@ -3,8 +3,9 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,13 +51,13 @@ class Program(NamedTuple):
     model: Callable[..., Any]
     args: tuple[Any, ...] = ()
     log_prob: Callable[[Values], float] | None = None
-    free: dict[str, Free] = {}
+    free: Mapping[str, Free] = MappingProxyType({})
     tier: str = "graph"
     potential: bool = True
-    kwargs: dict[str, Any] = {}
+    kwargs: Mapping[str, Any] = MappingProxyType({})
 
 
-# --- every support that has a bijection from the real numbers ------------------------------------------------
+# --- every support that has a bijection from the real numbers ------------------------------------------
 
 SUPPORTS: dict[str, tuple[constraints.Constraint, tuple[int, ...], Free]] = {
     "real": (constraints.real, (), torch.flatten),
@@ -101,7 +102,7 @@ def test_every_support_with_a_bijection_is_in_the_table() -> None:
     assert {type(support) for support, _, _ in SUPPORTS.values()} >= set(biject_to._registry)
 
 
-# --- models ----------------------------------------------------------------------------------------------------
+# --- models --------------------------------------------------------------------------------------------
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(7, 3))
@@ -127,9 +128,7 @@ def eight_schools(sigma: Tensor, y: Tensor) -> None:
 def eight_schools_log_prob(v: Values) -> float:
     prior = stats.norm(0, 5).logpdf(v["mu"]) + stats.halfcauchy(0, 5).logpdf(v["tau"])
     theta = v["mu"] + v["tau"] * v["eta"]
-    return float(
-        prior + stats.norm.logpdf(v["eta"]).sum() + stats.norm(theta, SIGMA).logpdf(EFFECT).sum()
-    )
+    return float(prior + stats.norm.logpdf(v["eta"]).sum() + stats.norm(theta, SIGMA).logpdf(EFFECT).sum())
 
 
 def logistic(x: Tensor, y: Tensor) -> None:
@@ -502,10 +501,7 @@ PROGRAMS: dict[str, Program] = {
     "mask": Program(
         masked,
         (array(Y), array(ROWS_KEPT)),
-        lambda v: float(
-            stats.norm.logpdf(v["mu"])
-            + stats.norm(v["mu"], np.where(ROWS_KEPT, 1, 2)).logpdf(Y).sum()
-        ),
+        lambda v: float(stats.norm.logpdf(v["mu"]) + stats.norm(v["mu"], np.where(ROWS_KEPT, 1, 2)).logpdf(Y).sum()),
     ),
     "obs_mask": Program(observed_in_part, (array(Y), array(ROWS_KEPT)), observed_in_part_log_prob),
     "condition": Program(
@@ -537,14 +533,10 @@ PROGRAMS: dict[str, Program] = {
     "dependent support": Program(broken_stick, (array(Y),), broken_stick_log_prob, potential=False),
     "transformed": Program(transformed, (array(Y),), transformed_log_prob),
     "LKJ": Program(correlated, (array(X),), correlated_log_prob, {"factor": below_diagonal}),
-    "multinomial": Program(
-        proportions, (torch.tensor([1.0, 2.0, 5.0]),), proportions_log_prob, {"p": all_but_last}
-    ),
+    "multinomial": Program(proportions, (torch.tensor([1.0, 2.0, 5.0]),), proportions_log_prob, {"p": all_but_last}),
     "Gaussian process": Program(gaussian_process, (array(X[:, 0]), array(Y)), gaussian_process_log_prob),
     "autoregression": Program(autoregression, (array(Y[:3]),), autoregression_log_prob),
-    "ordinal": Program(
-        ordinal, (array(X[:, 0]), array(GROUP)), ordinal_log_prob, potential=False
-    ),
+    "ordinal": Program(ordinal, (array(X[:, 0]), array(GROUP)), ordinal_log_prob, potential=False),
     "counts": Program(
         counts_by_group,
         (array(COUNTS),),
@@ -569,9 +561,7 @@ PROGRAMS: dict[str, Program] = {
         potential=False,  # its data are converted
     ),
     **{
-        f"support: {name}": Program(
-            flat_prior(support, shape), (), lambda v: 0.0, {"x": free}, potential=False
-        )
+        f"support: {name}": Program(flat_prior(support, shape), (), lambda v: 0.0, {"x": free}, potential=False)
         for name, (support, shape, free) in SUPPORTS.items()
     },
 }
@@ -609,7 +599,7 @@ def assert_close(actual: Tensor, expected: Tensor, atol: float) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
 
 
-# --- laws ----------------------------------------------------------------------------------------------------
+# --- laws ----------------------------------------------------------------------------------------------
 
 
 @EACH
@@ -617,7 +607,7 @@ def test_value_and_gradient_are_those_of_pyro(name: str) -> None:
     density = density_of(name)
     z = points(density)
     values, grads = density.value_and_grad(z)
-    expected = [density._eager_value_and_grad(row) for row in z]
+    expected = [density._program.value_and_grad(row) for row in z]
     assert_close(values, torch.stack([value for value, _ in expected]), rounding(density, values))
     assert_close(grads, torch.stack([grad for _, grad in expected]), rounding(density, grads))
     assert_close(density.log_prob(z), values, rounding(density, values))
@@ -664,9 +654,8 @@ def test_constrain_and_unconstrain_are_inverse(name: str) -> None:
     values = density.constrain(z)
     for site in density.sites.values():
         assert values[site.name].shape == (2, 3, *site.shape)
-        if not site.support.is_discrete and not isinstance(site.support, constraints._Cat | constraints._Stack):
-            inside = biject_to(site.support).codomain if name == "dependent support" else site.support
-            assert name == "dependent support" or bool(inside.check(values[site.name]).all())
+        if name != "dependent support":  # the support of a site is that of the first run
+            assert bool(site.support.check(values[site.name]).all())
     assert_close(density.unconstrain(values), z, rounding(density, z))
     one = density.constrain(z[1, 2])
     assert {key: value.shape for key, value in one.items()} == {key: v.shape[2:] for key, v in values.items()}
@@ -682,7 +671,7 @@ def test_value_is_that_of_an_independent_formula(name: str) -> None:
     assert program.log_prob is not None
 
     def free_values(z: Tensor) -> Tensor:
-        values = dict(zip(density.sites, density._eager_constrain(z), strict=False))
+        values = dict(zip(density.sites, density._program.constrain(z), strict=False))
         return torch.cat([program.free.get(key, torch.flatten)(value).reshape(-1) for key, value in values.items()])
 
     for z in points(density, 3):
@@ -716,7 +705,16 @@ def test_value_is_minus_the_potential_of_pyro(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["mixture", "param", "PyroModule", "LKJ", "float32", "control flow on data", "control flow on values", "reparam"],
+    [
+        "mixture",
+        "param",
+        "PyroModule",
+        "LKJ",
+        "float32",
+        "control flow on data",
+        "control flow on values",
+        "reparam",
+    ],
 )
 def test_capture_and_evaluation_leave_no_trace(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     program = PROGRAMS[name]
@@ -739,14 +737,17 @@ def global_state() -> dict[str, Any]:
         "torch": torch.get_rng_state().tolist(),
         "numpy": str(np.random.get_state()),  # noqa: NPY002
         "pyro": pyro.settings.get(),
-        "validation": (pyro.infer.util.is_validation_enabled(), torch.distributions.Distribution._validate_args),
+        "validation": (
+            pyro.infer.util.is_validation_enabled(),
+            torch.distributions.Distribution._validate_args,
+        ),
         "dtype": torch.get_default_dtype(),
         "grad": torch.is_grad_enabled(),
         "handlers": len(pyro.poutine.runtime._PYRO_STACK),
     }
 
 
-# --- names and arguments -------------------------------------------------------------------------------------------
+# --- names and arguments -------------------------------------------------------------------------------
 
 
 def test_labels_name_the_coordinates() -> None:
@@ -774,7 +775,7 @@ def test_vectors_of_another_length_are_refused(shape: tuple[int, ...]) -> None:
 def test_unconstrain_names_the_site_that_does_not_fit() -> None:
     density = density_of("eight schools")
     values = density.constrain(points(density))
-    with pytest.raises(ArgumentError, match="latent site 'tau'.*mu, tau, eta"):
+    with pytest.raises(ArgumentError, match=r"latent site 'tau'.*mu, tau, eta"):
         density.unconstrain({key: value for key, value in values.items() if key != "tau"})
     with pytest.raises(ArgumentError, match=r"site 'eta' have shape \(4, 7\); expected \(\.\.\., 8\)"):
         density.unconstrain({**values, "eta": values["eta"][:, 1:]})
@@ -788,14 +789,18 @@ def test_a_subsampled_plate_is_refused() -> None:
         with pyro.plate("row", len(y), subsample_size=3) as index:
             pyro.sample("y", dist.Normal(mu, 1.0), obs=y[index])
 
-    with pytest.raises(ModelError, match="plate 'row' of model model .* subsample_size"):
+    with pytest.raises(ModelError, match=r"plate 'row' of model model .* \(subsample_size\)"):
         Problem(model, array(Y)).density()
 
 
 def test_a_density_that_does_not_depend_on_z_has_no_gradient() -> None:
     density = density_of("support: real vector")
     values, grads = density.value_and_grad(points(density))
-    assert (values.tolist(), grads.tolist(), density.hessian(points(density)).abs().max()) == ([0] * 4, [[0, 0]] * 4, 0)
+    assert (values.tolist(), grads.tolist(), density.hessian(points(density)).abs().max()) == (
+        [0] * 4,
+        [[0, 0]] * 4,
+        0,
+    )
 
 
 def test_blame_names_the_site_that_is_not_finite() -> None:
@@ -808,7 +813,7 @@ def test_blame_names_the_site_that_is_not_finite() -> None:
     assert density.blame(torch.tensor([2.0], dtype=torch.float64)) == "y"
 
 
-# --- tiers ---------------------------------------------------------------------------------------------------------
+# --- tiers ---------------------------------------------------------------------------------------------
 
 
 def test_control_flow_on_a_value_is_said_once_with_its_line() -> None:
@@ -844,7 +849,7 @@ def test_a_model_that_draws_numbers_of_its_own_is_not_captured() -> None:
         assert density.tier == "eager"
 
 
-# --- parameters ----------------------------------------------------------------------------------------------------
+# --- parameters ----------------------------------------------------------------------------------------
 
 
 def test_parameters_keep_the_values_of_the_store() -> None:
@@ -858,7 +863,7 @@ def test_parameters_keep_the_values_of_the_store() -> None:
     assert dict(pyro.get_param_store().items()) == before
 
 
-# --- other data ----------------------------------------------------------------------------------------------------
+# --- other data ----------------------------------------------------------------------------------------
 
 
 def count_captures(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -939,7 +944,7 @@ def test_other_data_that_the_graph_does_not_fit_get_their_own(
     assert_close(problem.density().log_prob(z), again.log_prob(z), rounding(again, again.log_prob(z)))
 
 
-# --- points where a matrix has no Cholesky factor ------------------------------------------------------------------
+# --- points where a matrix has no Cholesky factor ------------------------------------------------------
 
 
 def correlation(y: Tensor) -> None:

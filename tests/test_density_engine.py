@@ -157,8 +157,10 @@ def test_far_and_badly_scaled_start() -> None:
 @each_family
 def test_path_is_affinely_invariant(family: Family) -> None:
     """With the target and the start both moved by a map that keeps the family, every step is moved by it too."""
-    matrix = torch.tensor([[100.0, 0.0], [-30.0, 0.02]]) if isinstance(family.scale, Dense) else torch.diag(
-        torch.tensor([100.0, 0.02])
+    matrix = (
+        torch.tensor([[100.0, 0.0], [-30.0, 0.02]])
+        if isinstance(family.scale, Dense)
+        else torch.diag(torch.tensor([100.0, 0.02]))
     )
     offset, inverse = torch.tensor([7.0, -3.0]), torch.linalg.inv(matrix)
 
@@ -390,6 +392,7 @@ def test_tolerance() -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_it_does_not_stop_before_the_optimum(family: Family, seed: int) -> None:
     """A start whose first steps overshoot by thousands of nats and turn against each other."""
+
     def cliff(z: Tensor) -> tuple[Tensor, Tensor]:
         # a Poisson regression far from its data: log p = 30 η - exp η for three rates, η = X z
         eta = z @ X.T

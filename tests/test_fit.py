@@ -55,7 +55,9 @@ Y = torch.tensor([0.3, -1.2, 2.5, 0.9, 1.4], dtype=torch.float64)
 def two_modes() -> None:
     """N(-4, 1) with weight 1/4 and N(4, 1) with weight 3/4."""
     x = pyro.sample("x", dist.ImproperUniform(constraints.real, (), ()))
-    pyro.factor("modes", torch.stack([math.log(0.25) - (x + 4) ** 2 / 2, math.log(0.75) - (x - 4) ** 2 / 2]).logsumexp(0))
+    pyro.factor(
+        "modes", torch.stack([math.log(0.25) - (x + 4) ** 2 / 2, math.log(0.75) - (x - 4) ** 2 / 2]).logsumexp(0)
+    )
 
 
 def dependent() -> None:
@@ -245,13 +247,14 @@ def test_standard_error_of_the_elbo_is_honest(guide: str) -> None:
     made.params = Params(exact.mean + 0.2, start.scale if guide == "full_rank" else start.scale.diagonal())
     fit = quick(problem, made, max_steps=1, max_kl=1e-9)  # any guide will do, but not the exact posterior
     scale = fit.params.scale[0] if guide == "full_rank" else fit.params.scale[0].diag()
-    kl = FAMILIES["full_rank"].kl(
-        Params(fit.loc, scale), Params(exact.mean, torch.linalg.cholesky(exact.covariance))
-    )
+    kl = FAMILIES["full_rank"].kl(Params(fit.loc, scale), Params(exact.mean, torch.linalg.cholesky(exact.covariance)))
     repeats = 300
-    z_scores = np.array([(value - (exact.log_evidence - float(kl))) / error for value, error in (
-        fit.elbo(400, seed=seed) for seed in range(repeats)
-    )])
+    z_scores = np.array(
+        [
+            (value - (exact.log_evidence - float(kl))) / error
+            for value, error in (fit.elbo(400, seed=seed) for seed in range(repeats))
+        ]
+    )
     assert abs(z_scores.mean()) < STANDARD_ERRORS / repeats**0.5
     fourth = ((z_scores - z_scores.mean()) ** 4).mean() / z_scores.var() ** 2
     assert abs(z_scores.var() - 1) < STANDARD_ERRORS * ((fourth - 1) / repeats) ** 0.5
@@ -385,7 +388,9 @@ def test_unknown_name(name: str, suggestion: str) -> None:
 
 @pytest.mark.parametrize("guide", [AutoNormal(skewed), AutoNormal, lambda y: None, 3, None], ids=str)
 def test_guides_that_fit_does_not_take(guide: Any) -> None:
-    with pytest.raises(ArgumentError, match=r"fit takes guides over a family \(mean_field, full_rank, .*, got") as caught:
+    with pytest.raises(
+        ArgumentError, match=r"fit takes guides over a family \(mean_field, full_rank, .*, got"
+    ) as caught:
         quick(vl.Problem(skewed, Y), guide)
     assert "pyro.infer.SVI, where NaturalGradient works" in str(caught.value)
     if guide is AutoNormal or isinstance(guide, AutoNormal):
@@ -393,9 +398,9 @@ def test_guides_that_fit_does_not_take(guide: Any) -> None:
 
 
 def test_guide_of_another_model() -> None:
+    guide = FullRankNormal(skewed)
+    guide(Y)
     with pytest.raises(ArgumentError, match="the guide has 2 latent dimensions, problem eight_schools has 10"):
-        guide = FullRankNormal(skewed)
-        guide(Y)
         quick(build("eight_schools"), guide)
 
 
@@ -574,7 +579,9 @@ def test_failure_is_a_status_that_names_the_site(guide: str, model: Callable[[],
     assert site in fit.message
     if fit.status is vl.Status.DIVERGED:
         assert fit.message.startswith("diverged: ")
-        with pytest.raises(FitError, match=f"the {guide} fit of {model.__name__} has no posterior: diverged: ") as caught:
+        with pytest.raises(
+            FitError, match=f"the {guide} fit of {model.__name__} has no posterior: diverged: "
+        ) as caught:
             fit.posterior()
         assert isinstance(caught.value, LabError)
         assert isinstance(caught.value, RuntimeError)

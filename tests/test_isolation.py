@@ -22,7 +22,10 @@ def state() -> dict[str, Any]:
         "dtype": torch.get_default_dtype(),
         "threads": torch.get_num_threads(),
         "params": {key: value.tolist() for key, value in pyro.get_param_store().items()},
-        "validation": (pyro.infer.util.is_validation_enabled(), torch.distributions.Distribution._validate_args),
+        "validation": (
+            pyro.infer.util.is_validation_enabled(),
+            torch.distributions.Distribution._validate_args,
+        ),
     }
 
 
@@ -54,15 +57,18 @@ def test_a_block_puts_back_what_is_its_own(name: str, fails: bool) -> None:
     block, own = BLOCKS[name]
     pyro.param("old", torch.tensor(2.0))
     before = state()
-    with pytest.raises(KeyError) if fails else nullcontext():
-        with block():
-            disturb()
-            if fails:
-                raise KeyError("inside")
+    with pytest.raises(KeyError) if fails else nullcontext(), block():
+        disturb()
+        if fails:
+            raise KeyError("inside")
     after = state()
     assert {key for key in before if after[key] == before[key]} >= own
     # and the rest is not its business
-    assert {key for key in before if after[key] != before[key]} >= set(before) - own - {"numpy", "random", "torch"}
+    assert {key for key in before if after[key] != before[key]} >= set(before) - own - {
+        "numpy",
+        "random",
+        "torch",
+    }
     torch.set_num_threads(before["threads"])
 
 

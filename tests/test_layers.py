@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "pyro_vi_lab"
 # From the bottom up. A name is a flat module or, ending in a slash, a folder.
 LAYERS = (
     ("errors", "arviz_bridge", "isolation"),
-    ("capture", "posterior", "sites"),
+    ("capture", "change_of_variables", "posterior", "program", "sites", "user_errors"),
     ("density", "families/"),
     ("problem",),
     ("objectives", "guides/", "models/"),
@@ -110,9 +110,7 @@ def broken_rules(package: Path) -> list[str]:
             if here == there or here not in LAYER_OF or there not in LAYER_OF:
                 continue
             if LAYER_OF[there] > LAYER_OF[here]:
-                broken.append(
-                    f"{module} (layer {LAYER_OF[here]}) imports {target} (layer {LAYER_OF[there]}): up"
-                )
+                broken.append(f"{module} (layer {LAYER_OF[here]}) imports {target} (layer {LAYER_OF[there]}): up")
             elif LAYER_OF[there] == LAYER_OF[here]:
                 if (package / here).is_dir() or (package / there).is_dir():
                     broken.append(f"{module} imports {target}: sideways between a folder and its layer")

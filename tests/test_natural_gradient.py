@@ -139,7 +139,9 @@ def test_one_full_step_is_exact_for_a_gaussian_target(dim: int) -> None:
     moved = family.step(params, found.tangent, lr=1.0, max_kl=math.inf).params
     covariance = torch.linalg.inv(target.precision)
     torch.testing.assert_close(moved.loc, target.loc.expand(2, -1), rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(family.scale.covariance(moved.scale), covariance.expand(2, -1, -1), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        family.scale.covariance(moved.scale), covariance.expand(2, -1, -1), rtol=1e-10, atol=1e-10
+    )
 
 
 @each_family
@@ -288,7 +290,9 @@ def read(guide: Any) -> Params:
             return Params(locs.clone(), scales.clone())
         if isinstance(guide, AutoMultivariateNormal):
             return Params(guide.loc.clone(), guide.scale.unsqueeze(-1) * guide.scale_tril)
-        return Params(guide.loc.clone(), (guide.scale_tril if isinstance(guide, FullRankNormal) else guide.scale).clone())
+        return Params(
+            guide.loc.clone(), (guide.scale_tril if isinstance(guide, FullRankNormal) else guide.scale).clone()
+        )
 
 
 def differentiable(guide: Any) -> Params:
@@ -655,5 +659,7 @@ def test_max_kl_out_of_range(max_kl: float) -> None:
     ids=["AutoDelta", "AutoGuideList", "Linear", "function"],
 )
 def test_guide_without_a_family(guide: Any, name: str) -> None:
-    with pytest.raises(ArgumentError, match=f"cannot handle the guide {name}; it knows MeanFieldNormal, FullRankNormal"):
+    with pytest.raises(
+        ArgumentError, match=f"cannot handle the guide {name}; it knows MeanFieldNormal, FullRankNormal"
+    ):
         vl.NaturalGradient(guide)

@@ -272,7 +272,7 @@ def test_target_accept(value: float) -> None:
 
 
 def test_model_instead_of_a_problem() -> None:
-    with pytest.raises(ArgumentError, match="problem must be a pyro_vi_lab.Problem, got function; wrap it"):
+    with pytest.raises(ArgumentError, match=r"problem must be a pyro_vi_lab\.Problem, got function; wrap it"):
         vl.nuts(normal)  # type: ignore[arg-type]
 
 

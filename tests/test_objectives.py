@@ -109,9 +109,7 @@ def gradient(elbo: Trace_ELBO, model: Callable[..., Any], guide: Any, *args: Any
     for leaf in leaves(guide):
         leaf.grad = None
     elbo.loss_and_grads(model, guide, *args)
-    return torch.cat(
-        [(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad).flatten() for leaf in leaves(guide)]
-    )
+    return torch.cat([(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad).flatten() for leaf in leaves(guide)])
 
 
 def gradients(elbo: Trace_ELBO, model: Callable[..., Any], guide: Any, *args: Any, num: int = 500) -> Tensor:
@@ -221,9 +219,7 @@ def test_the_stl_gradient_vanishes_at_a_product_posterior(kind: Any) -> None:
 def assert_vanishes(model: Callable[..., Any], guide: Any, *args: Any) -> None:
     """For every single draw, up to rounding; the reparam gradient, whose mean is zero too, does not."""
     for seed in range(20):
-        stl, reparam = (
-            gradient(vl.ELBO(gradient=kind), model, guide, *args, seed=seed) for kind in ("stl", "reparam")
-        )
+        stl, reparam = (gradient(vl.ELBO(gradient=kind), model, guide, *args, seed=seed) for kind in ("stl", "reparam"))
         assert stl.norm() <= 1e5 * torch.finfo(torch.float64).eps * reparam.norm()
         assert reparam.norm() > 0.1
 

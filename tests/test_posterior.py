@@ -17,14 +17,17 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def autoregression(num_chains: int, num_draws: int, correlation: float, seed: int = 0) -> Tensor:
     """Draws of N(0, 1) with a lag-one autocorrelation: their ESS is n (1 - r) / (1 + r)."""
-    noise, x = normal(num_chains, num_draws, seed=seed), torch.empty(num_chains, num_draws, dtype=torch.float64)
+    noise, x = (
+        normal(num_chains, num_draws, seed=seed),
+        torch.empty(num_chains, num_draws, dtype=torch.float64),
+    )
     x[:, 0] = noise[:, 0]
     for t in range(1, num_draws):
         x[:, t] = correlation * x[:, t - 1] + (1 - correlation**2) ** 0.5 * noise[:, t]
     return x
 
 
-# --- what it is made of -----------------------------------------------------------------------------------------------
+# --- what it is made of --------------------------------------------------------------------------------
 
 
 def test_counts_and_flat_draws() -> None:
@@ -41,12 +44,21 @@ def test_counts_and_flat_draws() -> None:
     [
         ({"draws": {}}, "at least one site"),
         ({"draws": {"mu": torch.zeros(4)}}, r"draws of 'mu' have shape \(4,\)"),
-        ({"draws": {"mu": torch.zeros(4, 5), "tau": torch.zeros(5, 4)}}, r"draws of 'tau' have shape \(5, 4\).*'mu'"),
+        (
+            {"draws": {"mu": torch.zeros(4, 5), "tau": torch.zeros(5, 4)}},
+            r"draws of 'tau' have shape \(5, 4\).*'mu'",
+        ),
         ({"draws": {"mu": torch.zeros(4, 5), "tau": torch.zeros(20)}}, r"draws of 'tau' have shape \(20,\)"),
         ({"draws": {"mu": torch.zeros(0, 5)}}, r"at least one chain and one draw, .* \(0, 5\)"),
         ({"draws": {"mu": torch.zeros(2, 0, 3)}}, r"at least one chain and one draw, .* \(2, 0\)"),
-        ({"draws": {"mu": torch.zeros(2, 5)}, "stats": {"lp": torch.zeros(2, 4)}}, r"'stats\[lp\]' have shape \(2, 4\)"),
-        ({"draws": {"mu": torch.zeros(2, 5)}, "unconstrained": torch.zeros(10, 1)}, r"'unconstrained' .* \(10, 1\)"),
+        (
+            {"draws": {"mu": torch.zeros(2, 5)}, "stats": {"lp": torch.zeros(2, 4)}},
+            r"'stats\[lp\]' .* \(2, 4\)",
+        ),
+        (
+            {"draws": {"mu": torch.zeros(2, 5)}, "unconstrained": torch.zeros(10, 1)},
+            r"'unconstrained' .* \(10, 1\)",
+        ),
     ],
 )
 def test_parts_that_do_not_fit_together_are_named(parts: dict[str, Any], message: str) -> None:
@@ -59,7 +71,7 @@ def test_names_of_scalars(index: tuple[int, ...], name: str) -> None:
     assert element_name("x", index) == name
 
 
-# --- summaries --------------------------------------------------------------------------------------------------------
+# --- summaries -----------------------------------------------------------------------------------------
 
 
 def test_summaries_are_those_of_numpy() -> None:
@@ -85,7 +97,7 @@ def test_single_precision_keeps_its_type() -> None:
     assert {posterior.mean()["mu"].dtype, posterior.sd()["mu"].dtype} == {torch.float32}
 
 
-# --- fit as a reference, or not ------------------------------------------------------------------------------------
+# --- fit as a reference, or not ------------------------------------------------------------------------
 
 
 def good_draws() -> dict[str, Tensor]:
@@ -168,9 +180,8 @@ def test_draws_that_never_move_are_no_reference() -> None:
 
 def test_convergence_has_the_shapes_of_the_sites() -> None:
     found = Posterior(good_draws()).convergence()
-    assert {key: set(values) for key, values in found.items()} == dict.fromkeys(
-        ("rhat", "ess_bulk", "ess_tail"), {"mu", "theta", "constant"}
-    )
+    assert set(found) == {"rhat", "ess_bulk", "ess_tail"}
     for values in found.values():
+        assert set(values) == {"mu", "theta", "constant"}
         assert (values["mu"].shape, values["theta"].shape) == ((), (2,))
         assert bool(torch.isnan(values["constant"]))

@@ -68,9 +68,7 @@ class Substitute(Messenger):
         msg["value"] = value
 
 
-def run_at(
-    loaded: Loaded, values: Mapping[str, Tensor], *, unconstrained: bool
-) -> tuple[Substitute, poutine.Trace]:
+def run_at(loaded: Loaded, values: Mapping[str, Tensor], *, unconstrained: bool) -> tuple[Substitute, poutine.Trace]:
     """Run the model once for all rows of ``values``, under a plate left of its own."""
     (num_rows,) = {len(value) for value in values.values()}
     substitute = Substitute(values, unconstrained)
@@ -83,9 +81,7 @@ def run_at(
 def sample_sites(trace: poutine.Trace) -> dict[str, dict[str, Any]]:
     """The nodes of latent, observed and deterministic sites and factors, without the plates."""
     return {
-        name: node
-        for name, node in trace.nodes.items()
-        if node["type"] == "sample" and not site_is_subsample(node)
+        name: node for name, node in trace.nodes.items() if node["type"] == "sample" and not site_is_subsample(node)
     }
 
 
@@ -399,9 +395,7 @@ LOG_JOINTS: dict[str, LogJoint] = {
     "mesquite-logmesquite": linear(
         X=lambda d: mesquite_columns(d, np.log), y=lambda d: np.log(d["weight"]), scale=None
     ),
-    "mesquite-mesquite": linear(
-        X=lambda d: mesquite_columns(d, np.array), y=lambda d: d["weight"], scale=None
-    ),
+    "mesquite-mesquite": linear(X=lambda d: mesquite_columns(d, np.array), y=lambda d: d["weight"], scale=None),
     "normal_2-normal_mixture": normal_mixture,
     "radon_mn-radon_hierarchical_intercept_centered": partial(radon, centered=True),
     "radon_mn-radon_hierarchical_intercept_noncentered": partial(radon, centered=False),

@@ -12,17 +12,10 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
+from pyro_vi_lab.change_of_variables import ChangeOfVariables, bijection, distribution_name, same_support
 from pyro_vi_lab.errors import ArgumentError, LabError, ModelError
-from pyro_vi_lab.sites import (
-    ChangeOfVariables,
-    Structure,
-    bijection,
-    distribution_name,
-    read_structure,
-    same_support,
-    user_errors,
-    user_line,
-)
+from pyro_vi_lab.sites import Structure, read_structure
+from pyro_vi_lab.user_errors import user_errors, user_line
 
 
 def structure_of(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Structure:
@@ -68,7 +61,11 @@ def test_what_is_known_of_a_site(name: str) -> None:
     site = structure_of(everything, torch.zeros(3, 4, 2, dtype=torch.float64)).sites[name]
     kind, shape, event_dim, unconstrained, dims, distribution = EXPECTED[name]
     assert (site.name, site.kind, tuple(site.shape), site.event_dim) == (name, kind, shape, event_dim)
-    assert (tuple(site.unconstrained_shape), site.dims, site.distribution) == (unconstrained, dims, distribution)
+    assert (tuple(site.unconstrained_shape), site.dims, site.distribution) == (
+        unconstrained,
+        dims,
+        distribution,
+    )
     assert tuple(site.batch_shape) == shape[: len(shape) - event_dim]
 
 
@@ -138,7 +135,7 @@ def test_a_model_that_fails_in_some_places_is_read_where_it_runs() -> None:
     assert list(structure_of(factored).sites) == ["r", "f"]
 
 
-# --- supports -----------------------------------------------------------------------------------------------------
+# --- supports ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -151,9 +148,21 @@ def test_a_model_that_fails_in_some_places_is_read_where_it_runs() -> None:
         (constraints.interval(0.0, torch.tensor(1.0)), constraints.interval(0.0, torch.tensor(1.0)), True),
         (constraints.interval(0.0, torch.tensor(1.0)), constraints.interval(0.0, torch.tensor(1.5)), False),
         (constraints.interval(0.0, torch.tensor(1.0)), constraints.interval(0.0, torch.ones(2)), False),
-        (constraints.independent(constraints.positive, 1), constraints.independent(constraints.positive, 1), True),
-        (constraints.independent(constraints.positive, 1), constraints.independent(constraints.positive, 2), False),
-        (constraints.independent(constraints.positive, 1), constraints.independent(constraints.real, 1), False),
+        (
+            constraints.independent(constraints.positive, 1),
+            constraints.independent(constraints.positive, 1),
+            True,
+        ),
+        (
+            constraints.independent(constraints.positive, 1),
+            constraints.independent(constraints.positive, 2),
+            False,
+        ),
+        (
+            constraints.independent(constraints.positive, 1),
+            constraints.independent(constraints.real, 1),
+            False,
+        ),
         (constraints.greater_than(0.0), constraints.greater_than_eq(0.0), False),
     ],
 )
@@ -172,11 +181,16 @@ def test_a_support_without_a_bijection_is_named_with_its_site() -> None:
 
 def test_names_of_wrapped_distributions() -> None:
     base = dist.Normal(torch.zeros(2), 1.0)
-    for wrapped in (base, base.to_event(1), base.expand([3, 2]), base.mask(torch.tensor([True, False])).to_event(1)):
+    for wrapped in (
+        base,
+        base.to_event(1),
+        base.expand([3, 2]),
+        base.mask(torch.tensor([True, False])).to_event(1),
+    ):
         assert distribution_name(wrapped) == "Normal"
 
 
-# --- the change of variables -----------------------------------------------------------------------------------------
+# --- the change of variables ---------------------------------------------------------------------------
 
 
 def test_change_of_variables_takes_the_support_of_the_run() -> None:
@@ -207,7 +221,7 @@ def test_change_of_variables_leaves_observed_sites_alone() -> None:
     assert change.values == {}
 
 
-# --- what a user's model raises --------------------------------------------------------------------------------------
+# --- what a user's model raises ------------------------------------------------------------------------
 
 
 def broken(x: Tensor, y: Tensor) -> None:

@@ -17,10 +17,10 @@ from pyro.nn import PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints, register_kl, transform_to
 
+from pyro_vi_lab.change_of_variables import ChangeOfVariables, same_support
 from pyro_vi_lab.errors import ArgumentError, ModelError
 from pyro_vi_lab.families import Family, Params
 from pyro_vi_lab.guides.initialization import init_to_origin
-from pyro_vi_lab.sites import ChangeOfVariables, same_support
 
 
 class DensityDelta(dist.Delta):
@@ -171,7 +171,8 @@ class FamilyGuide(AutoContinuous):
     def _model_of_supports(self) -> Callable[..., Any]:
         if self._model is None:
             raise ModelError(
-                f"this {type(self).__name__} was pickled, which leaves out its model, and the support of a site depends "
+                f"this {type(self).__name__} was pickled, which leaves out its model, and the support of a site "
+                "depends "
                 "on other sites: make the guide anew from the model and use load_state_dict"
             )
         return self._model[0]

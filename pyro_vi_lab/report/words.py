@@ -158,7 +158,8 @@ def summary(comparison: Comparison) -> list[str]:
     if comparison.reference_problems:
         sentences.append(
             f"The reference is unfit: {'; '.join(comparison.reference_problems)}. What looks like an error of a "
-            "candidate may be an error of the reference, so no candidate can be judged by it. Reparameterize the model; "
+            "candidate may be an error of the reference, so no candidate can be judged by it. Reparameterize the "
+            "model; "
             "more draws, or a target_accept towards 0.99, help in mild cases only."
         )
     elif closest is not None:

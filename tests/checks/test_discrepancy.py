@@ -117,9 +117,7 @@ def test_squared_deviations_are_as_large_as_the_errors_say(
         assert abs(np.sum(z**2) - 200) < 5 * 20
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, (_, shift, ratio) in PAIRS.items() if (shift, ratio) == (0.0, 1.0)]
-)
+@pytest.mark.parametrize("name", [name for name, (_, shift, ratio) in PAIRS.items() if (shift, ratio) == (0.0, 1.0)])
 @pytest.mark.parametrize("num_draws", [200, 1000, 8000])
 def test_the_noise_is_the_mean_distance_of_equal_distributions(name: str, num_draws: int) -> None:
     sampler = PAIRS[name][0]
@@ -211,9 +209,7 @@ def test_no_common_site_is_an_error() -> None:
 
 
 def test_shapes_that_would_broadcast_are_an_error() -> None:
-    reference = Posterior(
-        {"mu": normal(2, 50, seed=0), "theta": normal(2, 50, 3, seed=0), "b": normal(2, 50, seed=0)}
-    )
+    reference = Posterior({"mu": normal(2, 50, seed=0), "theta": normal(2, 50, 3, seed=0), "b": normal(2, 50, seed=0)})
     approximation = Posterior(
         {"mu": normal(1, 50, 1, seed=0), "theta": normal(1, 50, 1, seed=0), "b": normal(1, 50, seed=0)}
     )
@@ -248,19 +244,13 @@ def test_a_site_of_constants_beside_others() -> None:
     )
     assert result.parameters == ("mu",)
     assert result.constant == ("ones[0]", "ones[1]")
-    with pytest.raises(
-        DataError, match=r"nothing to compare: every scalar of the common sites \(ones\) is a constant"
-    ):
+    with pytest.raises(DataError, match=r"nothing to compare: every scalar of the common sites \(ones\) is a constant"):
         discrepancy(Posterior({"ones": ones}), Posterior({"ones": ones}))
 
 
-@pytest.mark.parametrize(
-    "other", [normal(1, 50, 2, seed=0), torch.full((1, 50, 2), 3.5, dtype=torch.float64)]
-)
+@pytest.mark.parametrize("other", [normal(1, 50, 2, seed=0), torch.full((1, 50, 2), 3.5, dtype=torch.float64)])
 def test_a_reference_that_does_not_move_is_an_error(other: Tensor) -> None:
-    with pytest.raises(
-        DataError, match=r"all reference draws of x\[0\] are 3, while those of the approximation"
-    ):
+    with pytest.raises(DataError, match=r"all reference draws of x\[0\] are 3, while those of the approximation"):
         one(torch.full((2, 50, 2), 3.0, dtype=torch.float64), other)
 
 

@@ -16,7 +16,7 @@ class Kind(NamedTuple):
 
     Args:
         random_scale: Any scale of shape ``(*R, ...)`` from a generator.
-        random_stretch: Any symmetric whitened step of shape ``(*R, ...)``, as a full matrix and in the family's shape.
+        part_of: What the family keeps of a symmetric matrix ``(*R, D, D)``.
         to_free: The free entries of a scale, in the order of ``Scale.fisher``.
         from_free: The scale of given free entries.
         optimal_scale: The scale that is nearest in KL(q ‖ p) to a normal with this covariance.

@@ -37,7 +37,7 @@ def draws(num_draws: int, *shape: int, seed: int = 0) -> Tensor:
     return torch.randn(num_draws, *shape, generator=generator, dtype=torch.float64)
 
 
-# --- the distribution ------------------------------------------------------------------------------------------------
+# --- the distribution ----------------------------------------------------------------------------------
 
 
 @EACH
@@ -90,7 +90,7 @@ def test_initial_members_are_round(name: str) -> None:
     assert_close(family.scale.covariance(params.scale), 0.09 * torch.eye(2).double().expand(2, 2, 2))
 
 
-# --- the Fisher matrix, four ways -------------------------------------------------------------------------------------
+# --- the Fisher matrix, four ways ----------------------------------------------------------------------
 
 
 def expectation(function: Callable[[Tensor], Tensor], dim: int) -> Tensor:
@@ -169,7 +169,7 @@ def move_by(move: Tangent, factor: float) -> Tangent:
     return Tangent(*(None if part is None else factor * part for part in move))
 
 
-# --- the natural step -------------------------------------------------------------------------------------------------
+# --- the natural step ----------------------------------------------------------------------------------
 
 
 class Gaussian:

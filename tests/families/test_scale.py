@@ -34,7 +34,7 @@ def symmetric(batch: tuple[int, ...], dim: int = 3) -> Tensor:
     return matrix + matrix.mT
 
 
-# --- the retraction ---------------------------------------------------------------------------------------------------
+# --- the retraction ------------------------------------------------------------------------------------
 
 
 @given(st.floats(-1e300, 300))
@@ -59,14 +59,15 @@ def test_retract_is_the_line_and_then_an_exponential_with_its_value_and_slope() 
 
 
 def test_retract_falls_and_has_a_gradient_everywhere() -> None:
-    x = torch.tensor([-1e300, -1e3, -1.0, 0.0, 0.4, 0.5, 0.6, 1.0, 10.0, 300.0], dtype=torch.float64, requires_grad=True)
+    points = [-1e300, -1e3, -1.0, 0.0, 0.4, 0.5, 0.6, 1.0, 10.0, 300.0]
+    x = torch.tensor(points, dtype=torch.float64, requires_grad=True)
     values = retract(x)
     assert bool((values.diff() < 0).all())
     (slopes,) = torch.autograd.grad(values.sum(), x)
     assert bool((torch.isfinite(slopes) & (slopes < 0)).all())
 
 
-# --- the operators ----------------------------------------------------------------------------------------------------
+# --- the operators -------------------------------------------------------------------------------------
 
 
 @EACH

@@ -154,9 +154,7 @@ def test_standardized_columns() -> None:
 
 def test_without_scikit_learn_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(
-        ExtraError, match=r"breast cancer data .* pip install 'pyro-vi-lab\[examples\]'"
-    ) as caught:
+    with pytest.raises(ExtraError, match=r"breast cancer data .* pip install 'pyro-vi-lab\[examples\]'") as caught:
         scikit_learn_data("breast_cancer")
     assert isinstance(caught.value, LabError)
     assert isinstance(caught.value, ImportError)

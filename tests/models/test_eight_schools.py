@@ -87,7 +87,5 @@ def test_the_problems_have_the_density_of_the_formulas(seed: int) -> None:
 
 
 def test_shapes_that_disagree_are_named() -> None:
-    with pytest.raises(
-        DataError, match=r"sigma has shape \(8,\) and y \(7,\); both need one value per school"
-    ):
+    with pytest.raises(DataError, match=r"sigma has shape \(8,\) and y \(7,\); both need one value per school"):
         EightSchools(centered=True)(torch.ones(8), torch.zeros(7))

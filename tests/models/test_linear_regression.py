@@ -20,9 +20,7 @@ UNKNOWN = LinearRegression(prior_scale=1.5, intercept_scale=3.0, precision_shape
 BOTH = pytest.mark.parametrize("model", [KNOWN, UNKNOWN], ids=["known", "unknown"])
 
 
-def data(
-    model: LinearRegression, num_rows: int = 12, num_features: int = 3, seed: int = 0
-) -> tuple[Tensor, Tensor]:
+def data(model: LinearRegression, num_rows: int = 12, num_features: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
     X, y, _ = model.simulate(num_rows, num_features, seed=seed)
     return X, y
 
@@ -120,9 +118,7 @@ def test_evidence_is_the_marginal_density_of_the_outcome(model: LinearRegression
     assert model.exact(X, y).log_evidence == pytest.approx(float(expected), rel=1e-12)
 
 
-def grid_moments(
-    log_density: Callable[[Tensor], Tensor], axes: list[Tensor]
-) -> tuple[np.ndarray, np.ndarray, float]:
+def grid_moments(log_density: Callable[[Tensor], Tensor], axes: list[Tensor]) -> tuple[np.ndarray, np.ndarray, float]:
     """Mean, covariance and log of the integral of a density by the trapezoidal rule."""
     points = torch.cartesian_prod(*axes)
     log_weights = log_density(points)
@@ -287,9 +283,7 @@ def test_the_diabetes_data_are_standardized_and_named() -> None:
     eps = torch.finfo(torch.float64).eps
     for value in (X, y):
         torch.testing.assert_close(value.mean(0), torch.zeros_like(value[0]), rtol=0, atol=442 * eps)
-        torch.testing.assert_close(
-            value.std(0, correction=0), torch.ones_like(value[0]), rtol=442 * eps, atol=0
-        )
+        torch.testing.assert_close(value.std(0, correction=0), torch.ones_like(value[0]), rtol=442 * eps, atol=0)
     assert problem.coords["feature"] == ["age", "sex", "bmi", "bp", "s1", "s2", "s3", "s4", "s5", "s6"]
 
 

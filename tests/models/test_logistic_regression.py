@@ -19,9 +19,7 @@ def test_the_density_is_that_of_the_formula(seed: int) -> None:
     p = 1 / (1 + np.exp(-(z[0] + X.numpy() @ z[1:])))
     priors = stats.norm(0, 1.3).logpdf(z[0]) + stats.norm(0, 0.7).logpdf(z[1:]).sum()
     expected = priors + stats.bernoulli(p).logpmf(y.numpy().astype(int)).sum()
-    assert float(model.problem(X, y).density().log_prob(torch.tensor(z))) == pytest.approx(
-        expected, rel=1e-12
-    )
+    assert float(model.problem(X, y).density().log_prob(torch.tensor(z))) == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_density_holds_far_from_zero() -> None:
@@ -35,9 +33,7 @@ def test_the_density_holds_far_from_zero() -> None:
 @pytest.mark.parametrize(("label", "shown"), [(2, "2"), (-1, "-1"), (0.5, "0.5")])
 def test_labels_other_than_zero_and_one_are_named(label: float, shown: str) -> None:
     X, y = torch.arange(10.0).reshape(5, 2), [0, 1, 0, label, label]
-    with pytest.raises(
-        DataError, match=rf"y has 2 label\(s\) other than 0 and 1, the first \({shown}\) in row 3"
-    ):
+    with pytest.raises(DataError, match=rf"y has 2 label\(s\) other than 0 and 1, the first \({shown}\) in row 3"):
         LogisticRegression().problem(X, y)
 
 

@@ -52,7 +52,9 @@ def test_the_exact_family_agrees_and_the_narrow_one_is_not_trusted() -> None:
     assert grades(comparisons.regression()) == {"mean_field": "untrusted", "full_rank": "agrees"}
 
 
-@pytest.mark.parametrize(("khat", "error", "grade"), [(0.95, 0.1, "untrusted"), (0.8, 0.1, "unjudged"), (0.3, 0.1, "unjudged")])
+@pytest.mark.parametrize(
+    ("khat", "error", "grade"), [(0.95, 0.1, "untrusted"), (0.8, 0.1, "unjudged"), (0.3, 0.1, "unjudged")]
+)
 def test_without_a_fit_reference_only_khat_is_judged(khat: float, error: float, grade: str) -> None:
     comparison = comparisons.unfit()
     check = dataclasses.replace(comparison.importance["mean_field"], khat=khat, khat_se=error)
