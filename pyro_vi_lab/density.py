@@ -144,7 +144,15 @@ class LogDensity:
         Shape:
             z ``(..., D)``, result ``(..., D, D)``.
         """
-        return self._rows("hessian", z)[0]
+        self._check_width(z, self.dim)
+        if self._graph("hessian_product") is None:
+            z = z.detach().to(self.device, self.dtype)
+            (rows,) = self._one_by_one("hessian", self._program.hessian, z.reshape(-1, self.dim), self._data)
+            return rows.reshape((*z.shape, self.dim))
+        shape = (*z.shape, self.dim)
+        identity = torch.eye(self.dim, dtype=self.dtype, device=self.device)
+        pairs = torch.cat([z.to(identity).unsqueeze(-2).expand(shape), identity.expand(shape)], -1)
+        return self._rows("hessian_product", pairs)[0]
 
     def constrain(self, z: Tensor) -> dict[str, Tensor]:
         """Values of the latent and the deterministic sites.
@@ -209,11 +217,12 @@ class LogDensity:
     # ----------------------------------------------------------------------------
 
     def _rows(self, what: str, rows: Tensor) -> tuple[Tensor, ...]:
-        width = sum(site.shape.numel() for site in self.sites.values()) if what == "unconstrain" else self.dim
-        if rows.shape[-1:] != (width,):
-            raise ArgumentError(
-                f"expected vectors of length {width} ({self.name}), got a tensor of shape {tuple(rows.shape)}"
-            )
+        widths = {
+            "unconstrain": sum(site.shape.numel() for site in self.sites.values()),
+            "hessian_product": 2 * self.dim,
+        }
+        width = widths.get(what, self.dim)
+        self._check_width(rows, width)
         rows = rows.detach().to(self.device, self.dtype)
         graph, data = self._graph(what), self._data if self._lifted else ()
         try:
@@ -230,6 +239,12 @@ class LogDensity:
             function = graph or getattr(self._program, what)
             results = self._one_by_one(what, function, rows.reshape(-1, width), data)
         return tuple(value.reshape((*rows.shape[:-1], *value.shape[1:])) for value in results)
+
+    def _check_width(self, rows: Tensor, width: int) -> None:
+        if rows.shape[-1:] != (width,):
+            raise ArgumentError(
+                f"expected vectors of length {width} ({self.name}), got a tensor of shape {tuple(rows.shape)}"
+            )
 
     def _one_by_one(
         self, what: str, function: Callable[..., Any], rows: Tensor, data: tuple[Tensor, ...]
@@ -255,6 +270,7 @@ class LogDensity:
             "value": [()],
             "value_and_grad": [(), (self.dim,)],
             "hessian": [(self.dim, self.dim)],
+            "hessian_product": [(self.dim,)],
             "unconstrain": [(self.dim,)],
         }
         return shapes[what]
@@ -326,6 +342,8 @@ class LogDensity:
                     z = torch.cat(
                         [value.reshape(-1) for value in self._program.constrain(z)[: len(self.sites)]]
                     ).detach()
+                if what == "hessian_product":
+                    z = torch.cat([z, torch.randn(self.dim, generator=generator, dtype=self.dtype).to(z)])
                 checks.append((z, [value.detach() for value in function(z)]))
             except RuntimeError as error:
                 if not is_indefinite(error):

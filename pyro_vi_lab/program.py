@@ -146,6 +146,22 @@ class Program:
             ]
         return (torch.stack([flat if row is None else row for row in rows]).detach(),)
 
+    def hessian_product(self, pair: Tensor, *data: Tensor) -> tuple[Tensor, ...]:
+        """Second derivatives times a vector, both in one ``(2D,)``: z and the vector.
+
+        Its graph is of twice the size of the gradient's, whereas that of all second derivatives grows with D.
+        """
+        with torch.enable_grad():
+            z, vector = pair[: self.dim].detach().requires_grad_(True), pair[self.dim :].detach()
+            (value,) = self.value(z, *data)
+            if not value.requires_grad:
+                return (torch.zeros_like(z),)
+            (grad,) = torch.autograd.grad(value, z, create_graph=True)
+            if not grad.requires_grad:
+                return (torch.zeros_like(z),)
+            (product,) = torch.autograd.grad(grad, z, vector, allow_unused=True)
+        return (torch.zeros_like(z) if product is None else product.detach(),)
+
     def constrain(self, z: Tensor, *data: Tensor) -> tuple[Tensor, ...]:
         """Values of the latent and the deterministic sites."""
         trace, _ = self.trace(z, data or self.data, enumerate_discrete=self.enumerates)

@@ -535,7 +535,7 @@ def test_empirical_bayes() -> None:
 
     guide = MeanFieldNormal(with_param)
     optimizer = vl.NaturalGradient(guide, lr=1.0, others=pyro.optim.Adam({"lr": 0.05}))
-    svi = SVI(with_param, guide, optimizer, vl.ELBO(num_particles=10))
+    svi = SVI(with_param, guide, optimizer, vl.ELBO(num_particles=2))
     losses = [svi.step() for _ in range(300)]
     reached = float(pyro.param("scale").detach())
     # the gradient of log s has no noise once q is the posterior of the present s
@@ -562,7 +562,7 @@ def test_guides_mix_in_a_list() -> None:
     guide.append(AutoDelta(part("d"), init_loc_fn=zero))
     optimizer = vl.NaturalGradient(guide, lr=1.0, max_kl=math.inf)
     SVI(independent, guide, optimizer, vl.ELBO(num_particles=2)).step()
-    svi = SVI(independent, guide, optimizer, vl.ELBO(num_particles=50))
+    svi = SVI(independent, guide, optimizer, vl.ELBO(num_particles=20))
     assert float(guide.median()["d"]) == pytest.approx(0.01, rel=1e-6)  # Adam's first step
     for _ in range(30):
         svi.step()

@@ -60,9 +60,9 @@ def assert_mean(values: Tensor, expected: Any) -> None:
 
 @each_backend
 def test_normal(backend: Any) -> None:
-    posterior = draw(normal, backend=backend, num_chains=3)
+    posterior = draw(normal, backend=backend, num_draws=400)
     x = posterior.draws["x"]
-    assert x.shape == (3, 500, 3)
+    assert x.shape == (2, 400, 3)
     assert_mean(x, LOC)
     centered = x - LOC
     assert_mean(centered.unsqueeze(-1) * centered.unsqueeze(-2), COVARIANCE)
@@ -98,7 +98,7 @@ def test_eight_schools(backend: Any, num_draws: int) -> None:
 
 @each_backend
 def test_both_backends_of_a_constrained_site(backend: Any) -> None:
-    posterior = draw(positive, backend=backend, num_draws=1000)
+    posterior = draw(positive, backend=backend)
     x = posterior.draws["x"]
     assert (x > 0).all()
     assert_mean(x, 1.5)
@@ -145,8 +145,8 @@ def test_model_that_cannot_be_captured() -> None:
         x = pyro.sample("x", dist.Normal(0.0, 1.0))
         pyro.factor("branch", -torch.nn.functional.softplus(x) if float(x.detach()) > -1e9 else x)
 
-    posterior = draw(model, num_warmup=50, num_draws=50)
-    assert posterior.draws["x"].shape == (2, 50)
+    posterior = draw(model, num_warmup=20, num_draws=20)
+    assert posterior.draws["x"].shape == (2, 20)
 
 
 def test_single_precision_model() -> None:

@@ -112,7 +112,7 @@ def gradient(elbo: Trace_ELBO, model: Callable[..., Any], guide: Any, *args: Any
     return torch.cat([(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad).flatten() for leaf in leaves(guide)])
 
 
-def gradients(elbo: Trace_ELBO, model: Callable[..., Any], guide: Any, *args: Any, num: int = 500) -> Tensor:
+def gradients(elbo: Trace_ELBO, model: Callable[..., Any], guide: Any, *args: Any, num: int = 200) -> Tensor:
     """Independent gradients, ``(num, P)``."""
     return torch.stack([gradient(elbo, model, guide, *args, seed=seed) for seed in range(num)])
 
@@ -244,7 +244,7 @@ def test_vectorized_particles() -> None:
     for kind in ("stl", "reparam"):
         at_once = vl.ELBO(num_particles=50, gradient=kind, vectorize_particles=True, max_plate_nesting=1)
         many = gradients(at_once, model, guide, Y, num=20)
-        single = gradients(vl.ELBO(gradient=kind), model, guide, Y, num=500)
+        single = gradients(vl.ELBO(gradient=kind), model, guide, Y, num=300)
         error = (many.var(0) / len(many) + single.var(0) / len(single)).sqrt()
         assert ((many.mean(0) - single.mean(0)).abs() <= STANDARD_ERRORS * error).all()
 
@@ -269,7 +269,7 @@ def test_subsampling_leaves_values_and_gradients_unbiased() -> None:
     for kind in ("stl", "reparam"):
         elbo = vl.ELBO(gradient=kind)
         part, whole = (
-            gradients(elbo, local_model, local_guide, Y, size, num=num) for size, num in ((2, 2000), (None, 500))
+            gradients(elbo, local_model, local_guide, Y, size, num=num) for size, num in ((2, 600), (None, 200))
         )
         error = (part.var(0) / len(part) + whole.var(0) / len(whole)).sqrt()
         assert ((part.mean(0) - whole.mean(0)).abs() <= STANDARD_ERRORS * error).all()
@@ -308,9 +308,9 @@ def test_scaled_and_masked_sites() -> None:
 
 def test_it_works_in_svi() -> None:
     guide = MeanFieldNormal(model)
-    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), vl.ELBO(num_particles=8))
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), vl.ELBO(num_particles=4))
     before = svi.evaluate_loss(Y)
-    for _ in range(200):
+    for _ in range(100):
         svi.step(Y)
     assert math.isfinite(before)
     assert svi.evaluate_loss(Y) < before - 1

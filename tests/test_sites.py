@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,12 +9,8 @@ import pytest
 import torch
 from pyro import poutine
 from torch import Tensor
-from torch.distributions import biject_to, constraints
 
-from pyro_vi_lab.change_of_variables import ChangeOfVariables, bijection, distribution_name, same_support
-from pyro_vi_lab.errors import ArgumentError, LabError, ModelError
 from pyro_vi_lab.sites import Structure, read_structure
-from pyro_vi_lab.user_errors import user_errors, user_line
 
 
 def structure_of(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Structure:
@@ -133,125 +128,3 @@ def test_a_model_that_fails_in_some_places_is_read_where_it_runs() -> None:
         pyro.factor("f", torch.linalg.cholesky(torch.diag(1 - r.abs())).sum())
 
     assert list(structure_of(factored).sites) == ["r", "f"]
-
-
-# --- supports ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "same"),
-    [
-        (constraints.real, constraints.real, True),
-        (constraints.positive, constraints.real, False),
-        (constraints.interval(0.0, 1.0), constraints.interval(0.0, 1.0), True),
-        (constraints.interval(0.0, 1.0), constraints.interval(0.0, 2.0), False),
-        (constraints.interval(0.0, torch.tensor(1.0)), constraints.interval(0.0, torch.tensor(1.0)), True),
-        (constraints.interval(0.0, torch.tensor(1.0)), constraints.interval(0.0, torch.tensor(1.5)), False),
-        (constraints.interval(0.0, torch.tensor(1.0)), constraints.interval(0.0, torch.ones(2)), False),
-        (
-            constraints.independent(constraints.positive, 1),
-            constraints.independent(constraints.positive, 1),
-            True,
-        ),
-        (
-            constraints.independent(constraints.positive, 1),
-            constraints.independent(constraints.positive, 2),
-            False,
-        ),
-        (
-            constraints.independent(constraints.positive, 1),
-            constraints.independent(constraints.real, 1),
-            False,
-        ),
-        (constraints.greater_than(0.0), constraints.greater_than_eq(0.0), False),
-    ],
-)
-def test_supports_are_compared_with_their_bounds(
-    one: constraints.Constraint, other: constraints.Constraint, same: bool
-) -> None:
-    assert same_support(one, other) is same
-    assert same_support(other, one) is same
-
-
-def test_a_support_without_a_bijection_is_named_with_its_site() -> None:
-    with pytest.raises(ModelError, match=r"site 'cov' \(Wishart\) has support PositiveDefinite\(\)"):
-        bijection("cov", dist.Wishart(torch.tensor(3.0), torch.eye(2)))
-    assert bijection("x", dist.Gamma(1.0, 1.0)) == biject_to(constraints.positive)
-
-
-def test_names_of_wrapped_distributions() -> None:
-    base = dist.Normal(torch.zeros(2), 1.0)
-    for wrapped in (
-        base,
-        base.to_event(1),
-        base.expand([3, 2]),
-        base.mask(torch.tensor([True, False])).to_event(1),
-    ):
-        assert distribution_name(wrapped) == "Normal"
-
-
-# --- the change of variables ---------------------------------------------------------------------------
-
-
-def test_change_of_variables_takes_the_support_of_the_run() -> None:
-    def model() -> None:
-        a = pyro.sample("a", dist.Uniform(0.0, 1.0))
-        pyro.sample("b", dist.Uniform(0.0, 1.0 - a))
-        pyro.sample("other", dist.Normal(0.0, 1.0))
-
-    u = {"a": torch.tensor(0.3), "b": torch.tensor(-1.0)}
-    change = ChangeOfVariables(u)
-    with poutine.trace() as tracer, change:
-        model()
-    a = u["a"].sigmoid()
-    b = (1 - a) * u["b"].sigmoid()
-    torch.testing.assert_close(change.values, {"a": a, "b": b})
-    torch.testing.assert_close(tracer.trace.nodes["b"]["value"], b)
-    # log of sigmoid' = s (1 - s), times the width of the interval
-    expected = {"a": (a * (1 - a)).log(), "b": ((1 - a) * u["b"].sigmoid() * (1 - u["b"].sigmoid())).log()}
-    torch.testing.assert_close(change.log_dets, expected)
-    assert change.supports["b"].upper_bound == pytest.approx(float(1 - a))
-
-
-def test_change_of_variables_leaves_observed_sites_alone() -> None:
-    change = ChangeOfVariables({"x": torch.tensor(5.0)})
-    with poutine.trace() as tracer, change:
-        pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.tensor(1.0))
-    assert tracer.trace.nodes["x"]["value"] == 1
-    assert change.values == {}
-
-
-# --- what a user's model raises ------------------------------------------------------------------------
-
-
-def broken(x: Tensor, y: Tensor) -> None:
-    pyro.sample("b", dist.Normal(x @ y, 1.0))
-
-
-def test_errors_of_a_model_name_the_model_its_line_and_its_data() -> None:
-    lines, first = inspect.getsourcelines(broken)
-    line = first + next(i for i, text in enumerate(lines) if "x @ y" in text)
-    x, y = torch.zeros(3, 2), torch.tensor([1.0, float("nan"), 2.0])
-    with pytest.raises(ModelError) as caught, user_errors("my model", (x,), {"y": y}):
-        broken(x, y)
-    message = str(caught.value)
-    assert message.startswith(f"model my model cannot be run at {__file__}:{line}: RuntimeError: ")
-    assert message.endswith("; data: argument 0 (3, 2), y (3,) with NaN")
-    assert isinstance(caught.value.__cause__, RuntimeError)
-
-
-@pytest.mark.parametrize("error", [ArgumentError("ours"), KeyboardInterrupt(), SystemExit(1)])
-def test_our_errors_and_interrupts_pass_through(error: BaseException) -> None:
-    with pytest.raises(type(error)) as caught, user_errors("my model"):
-        raise error
-    assert caught.value is error
-    assert isinstance(error, LabError) or caught.value.__cause__ is None
-
-
-def test_the_line_is_the_users_even_below_torch_and_pyro() -> None:
-    lines, first = inspect.getsourcelines(broken)
-    line = first + next(i for i, text in enumerate(lines) if "x @ y" in text)
-    with pytest.raises(RuntimeError) as caught:
-        poutine.trace(broken).get_trace(torch.zeros(3, 2), torch.zeros(3))
-    assert user_line(caught.value) == f"{__file__}:{line}"
-    assert user_line(ValueError("never raised")) == ""

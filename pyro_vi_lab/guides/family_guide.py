@@ -124,6 +124,8 @@ class FamilyGuide(AutoContinuous):
         other.__dict__.update(self.__dict__)
         for name in ("_parameters", "_pyro_params"):
             other.__dict__[name] = self.__dict__[name].copy()
+        # with the context of this one, new parameters of the other would take this one's out of the param store
+        other.__dict__["_pyro_context"] = type(self._pyro_context)()
         if self.prototype_trace is not None:
             other.params = self.params
         return other
