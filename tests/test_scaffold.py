@@ -80,7 +80,9 @@ def test_third_party_imports_are_declared() -> None:
 def planned(*arguments: str, **environment: str) -> list[str]:
     """The commands that make would run."""
     clean = {
-        key: value for key, value in os.environ.items() if key not in ("ARGS", "SLOW", "MAKEFLAGS", "MAKELEVEL", "PYTHON")
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("ARGS", "SLOW", "MAKEFLAGS", "MAKELEVEL", "PYTHON")
     }
     run = subprocess.run(
         ["make", "--dry-run", *arguments],
