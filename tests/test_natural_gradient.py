@@ -209,6 +209,21 @@ def test_gap_of_a_gaussian_target(family: Family) -> None:
 
 
 @each_family
+@pytest.mark.parametrize("dim", [1, 3, 10])
+def test_noise_covers_what_the_gap_is_at_the_optimum(family: Family, dim: int) -> None:
+    """There all of the gap is noise. Of log p = 2z - exp z the best normal has s² = 1/2 and m = log 2 - 1/4."""
+    best = Params(torch.full((1, dim), math.log(2) - 0.25), family.initial(torch.zeros(1, dim), 0.5**0.5).scale)
+
+    def log_gamma(z: Tensor) -> tuple[Tensor, Tensor]:
+        return (2 * z - z.exp()).sum(-1), 2 - z.exp()
+
+    found = [estimated(family, best, log_gamma, num_particles=64, seed=seed) for seed in range(200)]
+    gap, noise = (torch.stack([getattr(one, name) for one in found]).squeeze() for name in ("gap", "noise"))
+    assert gap.mean() <= noise.mean() + STANDARD_ERRORS * gap.std() / len(found) ** 0.5
+    assert noise.mean() <= 10 * gap.mean()  # and it is not out of all proportion
+
+
+@each_family
 def test_error_is_the_standard_error_of_the_elbo(family: Family) -> None:
     """z-scores against the mean of all have variance one."""
     params, repeats = members(family, 3, num_fits=1), 500
@@ -534,13 +549,14 @@ def test_empirical_bayes() -> None:
         return float(dist.Normal(0.0, (scale**2 + 1) ** 0.5).log_prob(y).sum())
 
     guide = MeanFieldNormal(with_param)
-    optimizer = vl.NaturalGradient(guide, lr=1.0, others=pyro.optim.Adam({"lr": 0.05}))
-    svi = SVI(with_param, guide, optimizer, vl.ELBO(num_particles=2))
-    losses = [svi.step() for _ in range(300)]
+    optimizer = vl.NaturalGradient(guide, lr=1.0, others=pyro.optim.Adam({"lr": 0.02}))
+    svi = SVI(with_param, guide, optimizer, vl.ELBO(num_particles=50, vectorize_particles=True, max_plate_nesting=1))
+    for _ in range(150):
+        svi.step()
     reached = float(pyro.param("scale").detach())
-    # the gradient of log s has no noise once q is the posterior of the present s
-    assert log_likelihood(reached) == pytest.approx(log_likelihood(best), abs=1e-3)
-    assert -losses[-1] == pytest.approx(log_likelihood(reached), abs=1e-3)
+    # half a squared standard error of the estimate is what the likelihood loses one standard error away from it
+    assert log_likelihood(best) - log_likelihood(1.0) > 10
+    assert log_likelihood(best) - log_likelihood(reached) < 0.1**2 / 2
 
 
 def test_guides_mix_in_a_list() -> None:
