@@ -1,4 +1,5 @@
-# Everything runs in .venv, which is made on first use and again when pyproject.toml or constraints.txt changes.
+# Everything runs in .venv, which is made on first use and again when pyproject.toml or constraints.txt changes; the
+# benchmarks run in .venv-bench, where NumPyro, PyMC and scikit-learn are installed beside us.
 #   make test ARGS="tests/guides -x"        further arguments of pytest, or of the benchmarks
 #   make demo PYTHON=/path/to/python3.12    another interpreter (>= 3.11)
 
@@ -8,7 +9,7 @@ ARGS ?=
 # The tests marked slow take half an hour on two cores: NUTS on every real posterior, five seeds of every fit.
 MARKERS := $(if $(SLOW),,-m "not slow")
 # -qq: errors only.
-PIP_INSTALL := .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+PIP_INSTALL = $(@D)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -18,7 +19,7 @@ help:
 	@echo 'make demo    fit eight schools two ways, run NUTS beside, write the report to demo/'
 	@echo 'make test    run the tests (SLOW=1: the slow ones too; ARGS="-k word")'
 	@echo 'make lint    ruff and mypy'
-	@echo 'make bench   run the benchmarks'
+	@echo 'make bench   run the benchmarks (an hour; ARGS="fits nuts svi vae growth stops", ARGS=--quick)'
 	@echo 'make docs    run every example of the docstrings, the README and the tutorials'
 	@echo 'make clean   remove .venv, demo/, build products and caches'
 
@@ -33,21 +34,21 @@ lint: .venv/.installed-test
 	.venv/bin/ruff format --check
 	.venv/bin/mypy pyro_vi_lab
 
-bench: .venv/.installed-test
-	.venv/bin/python -m benchmarks $(ARGS)
+bench: .venv-bench/.installed
+	.venv-bench/bin/python -m benchmarks $(ARGS)
 
 docs: .venv/.installed-test
 	.venv/bin/python -m pytest pyro_vi_lab $(wildcard tests/test_readme.py tests/test_tutorials.py) $(ARGS)
 
 clean:
-	rm -rf .venv demo build dist *.egg-info .coverage htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-bench demo build dist *.egg-info .coverage htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.venv/pyvenv.cfg:
+.venv/pyvenv.cfg .venv-bench/pyvenv.cfg:
 	@for python in $(PYTHON); do \
 	    "$$python" -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
-	    echo "Creating .venv with $$("$$python" --version)"; \
-	    exec "$$python" -m venv --clear .venv; \
+	    echo "Creating $(@D) with $$("$$python" --version)"; \
+	    exec "$$python" -m venv --clear $(@D); \
 	done; \
 	echo 'No Python >= 3.11 with its venv module found; tried: $(PYTHON).' >&2; \
 	echo 'Install one (on Debian and Ubuntu with python3-venv), or name it: make PYTHON=/path/to/python' >&2; \
@@ -62,3 +63,8 @@ clean:
 	@echo 'Installing pyro-vi-lab and its test tools into .venv (takes minutes the first time)'
 	@$(PIP_INSTALL) -e '.[test]'
 	@touch .venv/.installed $@
+
+.venv-bench/.installed: pyproject.toml constraints.txt benchmarks/constraints-peers.txt | .venv-bench/pyvenv.cfg
+	@echo 'Installing pyro-vi-lab, NumPyro, PyMC and scikit-learn into .venv-bench (takes minutes the first time)'
+	@$(PIP_INSTALL) -c benchmarks/constraints-peers.txt -e . numpyro pymc scikit-learn
+	@touch $@

@@ -1,20 +1,44 @@
-"""Run every benchmark and write its table."""
+"""Run benchmarks and write their tables: ``python -m benchmarks [stops|fits|nuts|svi|vae|growth ...] [--quick]``."""
 
 from __future__ import annotations
 
+import argparse
 import sys
+import time
+from pathlib import Path
 
-from benchmarks import fits
+from benchmarks import fits, report
+from benchmarks.tables import growth, race, sampling, svi, vae
 from tests import posteriordb
+
+TABLES = {"fits": race, "nuts": sampling, "svi": svi, "vae": vae, "growth": growth}
 
 
 def main() -> int:
     """Write the tables; 0 if all could be made."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("tables", nargs="*", choices=[*TABLES, "stops"], help="which tables; all if none is named")
+    parser.add_argument("--quick", action="store_true", help="a smoke run: the first problem, hardly any repeats")
+    parser.add_argument("--out", type=Path, default=report.HERE, help="directory of results.json and results.md")
+    options = parser.parse_args()
     if posteriordb.directory() is None:
         print("the benchmarks need posteriordb's data and draws: set POSTERIORDB to their folder", file=sys.stderr)
         return 2
-    fits.main()
+    chosen = options.tables or [*TABLES, "stops"]
+    results = report.load(options.out)
+    for name, module in TABLES.items():
+        if name not in chosen:
+            continue
+        rows, began = [], time.perf_counter()
+        for row in module.measure(options.quick):
+            rows.append(row)
+            results = report.save(results, name, rows, quick=options.quick, directory=options.out)
+            shown = ", ".join(str(value) for value in row.values() if isinstance(value, str | int))
+            print(f"{name}: {shown} ({time.perf_counter() - began:.0f} s)", file=sys.stderr, flush=True)
+    if "stops" in chosen:
+        fits.main()
     return 0
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

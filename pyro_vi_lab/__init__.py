@@ -15,12 +15,16 @@ Example:
 """
 
 from pyro_vi_lab import checks, families, guides, models
+from pyro_vi_lab.captured import Captured
 from pyro_vi_lab.compare import Comparison, compare
 from pyro_vi_lab.density import LogDensity
 from pyro_vi_lab.density_engine import Status
+from pyro_vi_lab.density_fit import fit_each
 from pyro_vi_lab.errors import LabError, LabWarning
+from pyro_vi_lab.explain import explain
 from pyro_vi_lab.export import to_arviz
 from pyro_vi_lab.fit import Fit, fit
+from pyro_vi_lab.fused_adam import FusedAdam
 from pyro_vi_lab.natural_gradient import NaturalGradient
 from pyro_vi_lab.nuts import nuts
 from pyro_vi_lab.objectives import ELBO
@@ -31,8 +35,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ELBO",
+    "Captured",
     "Comparison",
     "Fit",
+    "FusedAdam",
     "LabError",
     "LabWarning",
     "LogDensity",
@@ -42,8 +48,10 @@ __all__ = [
     "Status",
     "checks",
     "compare",
+    "explain",
     "families",
     "fit",
+    "fit_each",
     "guides",
     "models",
     "nuts",

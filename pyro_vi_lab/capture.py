@@ -10,7 +10,9 @@ from __future__ import annotations
 import copy
 import operator
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache, cached_property
 from typing import Any
 
@@ -19,13 +21,14 @@ from torch import Tensor
 from torch._decomp import get_decompositions
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
-from torch.fx.passes.dialect.common.cse_pass import CSEPass
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from pyro_vi_lab.errors import CaptureError
+from pyro_vi_lab.agreement import agrees
+from pyro_vi_lab.errors import CaptureError, CompileError
 from pyro_vi_lab.isolation import default_dtype
+from pyro_vi_lab.native import LANES, NativeFunction, compile_native
 from pyro_vi_lab.user_errors import is_indefinite, user_line
 
 Function = Callable[..., tuple[Tensor, ...]]
@@ -37,6 +40,19 @@ CHUNK_NUMBERS = 2**25
 """Numbers that one vectorized call may hold in intermediate results (256 MiB in float64)."""
 FOLD_NUMBERS = 2**22
 """Largest constant that folding may make."""
+
+_COMPILES: ContextVar[bool] = ContextVar("compiles", default=False)
+
+
+@contextmanager
+def compiled_batches() -> Iterator[None]:
+    """Inside the block batches are run as machine code, by graphs that can be compiled."""
+    token = _COMPILES.set(True)
+    try:
+        yield
+    finally:
+        _COMPILES.reset(token)
+
 
 _NO_OPS = (
     torch.ops.aten.detach.default,
@@ -51,6 +67,10 @@ _SHAPE_ONLY = (
     torch.ops.aten.full_like.default,
 )
 """Operators whose result depends on the shape and type of their input alone."""
+
+
+_BATCH_NORMS = ("aten::native_batch_norm", "aten::cudnn_batch_norm", "aten::miopen_batch_norm")
+"""Operators that write the running statistics, although their schemas do not say so."""
 
 
 class Graph:
@@ -68,6 +88,9 @@ class Graph:
         self.dtype = self.example[0].dtype
         self._calls: dict[tuple[torch.Size, ...], int] = {}
         self._hot: dict[tuple[torch.Size, ...], Function] = {}
+        self.parts: dict[Any, Any] = {}
+        self._compiled = False
+        self._machine_code: NativeFunction | None = None
 
     @property
     def num_nodes(self) -> int:
@@ -88,7 +111,7 @@ class Graph:
         so it
         is made for graphs that are called often and for no others.
         """
-        return _script(self.module, self.example)
+        return script(self.module, self.example)
 
     def bind(self, *data: Tensor) -> Graph:
         """The same graph with its data as constants, folded: fewer operators, for many calls with the same data."""
@@ -103,7 +126,7 @@ class Graph:
             node.replace_all_uses_with(constant)
             module.graph.erase_node(node)
         with default_dtype(self.dtype):
-            return Graph(_simplified(module, self.example[0].device), self.example[:1])
+            return Graph(simplified(module, self.example[0].device), self.example[:1])
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Run the graph on one row."""
@@ -113,18 +136,72 @@ class Graph:
             self._calls[()] = self._calls.get((), 0) + 1
             return tuple(self.module(*inputs))
 
+    def vectorized(self, x: Tensor, *data: Tensor) -> tuple[Tensor, ...]:
+        """As :meth:`batched`, in one call and for the tracer.
+
+        Shape:
+            x ``(K, R, D)``; each result ``(K, R, ...)``.
+        """
+        results = torch.vmap(self.module, in_dims=(0, *(None for _ in data)))(x.flatten(0, 1), *data)
+        return tuple(value.unflatten(0, x.shape[:2]) for value in results)
+
+    def each(self, x: Tensor, *data: Tensor) -> tuple[Tensor, ...]:
+        """Run the graph on every row of ``x``, with data of their own for each of the R.
+
+        Shape:
+            x ``(K, R, D)``, data ``(R, ...)``; each result ``(K, R, ...)``.
+        """
+        native = self._native(x[:, 0], tuple(value[0] for value in data))
+        with torch.no_grad(), default_dtype(self.dtype):
+            if native is not None:
+                parts = [native.batched(x[:, r], *(value[r] for value in data)) for r in range(x.shape[1])]
+                return tuple(torch.stack(results, 1) for results in zip(*parts, strict=True))
+            fits = max(1, CHUNK_NUMBERS // (self.numbers_per_row * len(x)))
+            chunks = [
+                self.vectorized_each(x[:, start : start + fits], *(v[start : start + fits] for v in data))
+                for start in range(0, x.shape[1], fits)
+            ]
+            return tuple(torch.cat(results, 1) for results in zip(*chunks, strict=True))
+
+    def vectorized_each(self, x: Tensor, *data: Tensor) -> tuple[Tensor, ...]:
+        """As :meth:`vectorized`, with data of their own for each of the R.
+
+        Shape:
+            x ``(K, R, D)``, data ``(R, ...)``; each result ``(K, R, ...)``.
+        """
+        rows = torch.vmap(self.module, in_dims=(0, *(None for _ in data)))
+        results = torch.vmap(rows, in_dims=(1, *(0 for _ in data)), out_dims=1)(x, *data)
+        return tuple(results)
+
     def batched(self, x: Tensor, *data: Tensor) -> tuple[Tensor, ...]:
         """Run the graph on every row of ``x``; ``data`` is the same for all rows.
 
         Shape:
             x ``(K, ...)``; each result ``(K, ...)``.
         """
+        native = self._native(x, data)
         rows = max(1, CHUNK_NUMBERS // self.numbers_per_row)
         with torch.no_grad(), default_dtype(self.dtype):
-            if len(x) <= rows:
-                return self._batched(x, *data)
-            parts = [self._batched(part, *data) for part in x.split(rows)]
-            return tuple(torch.cat(results) for results in zip(*parts, strict=True))
+            if native is not None:
+                return native.batched(x, *data)
+            parts = [self._batched(part, *data) for part in x.split(rows)] if len(x) else [self._batched(x, *data)]
+            return parts[0] if len(parts) == 1 else tuple(torch.cat(results) for results in zip(*parts, strict=True))
+
+    def _native(self, x: Tensor, data: Sequence[Tensor]) -> NativeFunction | None:
+        """The graph as machine code, where that is wanted and can be had."""
+        if not _COMPILES.get() or x.device.type != "cpu" or not len(x):
+            return None
+        if not self._compiled:
+            self._compiled = True
+            try:
+                native = compile_native(self.module, self.example, lanes=LANES)
+                rows = x[: 2 * LANES + 1]
+                with torch.no_grad(), default_dtype(self.dtype):
+                    pairs = zip(self._batched(rows, *data), native.batched(rows, *data), strict=True)
+                    self._machine_code = native if all(agrees(a, b) for a, b in pairs) else None
+            except CompileError:
+                self._machine_code = None  # interpreted, then
+        return self._machine_code
 
     def _batched(self, x: Tensor, *data: Tensor) -> tuple[Tensor, ...]:
         shapes = (x.shape, *(value.shape for value in data))
@@ -134,7 +211,7 @@ class Graph:
         vectorized = torch.vmap(self.module, in_dims=(0, *(None for _ in data)))
         try:
             if self._calls[shapes] > HOT_CALLS:
-                self._hot[shapes] = _script(_simplified(make_fx(vectorized)(x, *data), x.device), (x, *data))
+                self._hot[shapes] = script(simplified(make_fx(vectorized)(x, *data), x.device), (x, *data))
             return tuple(vectorized(x, *data))
         except (RuntimeError, NotImplementedError) as error:
             if is_indefinite(error):
@@ -162,26 +239,36 @@ def capture(function: Function, example: Sequence[Tensor], *, evaluate_constants
         CaptureError: The function looks into a tensor (``if``, ``.item()``, ...) or uses what the tracer refuses; the
             message names the user's line. Or it draws random numbers.
     """
-    traced = _evaluating_constants(function) if evaluate_constants else function
+    traced = evaluating_constants(function) if evaluate_constants else function
+    with default_dtype(example[0].dtype):
+        module = simplified(traced_module(traced, example), example[0].device)
+    if random := [node for node in module.graph.nodes if draws(node)]:
+        raise CaptureError(f"it draws random numbers ({random[0].target})")
+    return Graph(module, example)
+
+
+def traced_module(function: Function, example: Sequence[Tensor]) -> GraphModule:
+    """Run ``function`` once and keep its ATen graph as it is; draws of random numbers are operators of it.
+
+    Raises:
+        CaptureError: The function looks into a tensor or uses what the tracer refuses; the message names the user's
+            line.
+    """
     try:
-        with default_dtype(example[0].dtype):
-            module = make_fx(traced, decomposition_table=_decompositions())(*example)
+        return make_fx(function, decomposition_table=_decompositions())(*example)
+    except CaptureError:
+        raise
     except Exception as error:
         place = user_line(error)
         where = f" at {place}" if place else ""
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CaptureError(f"{reason[0]}{where}") from error
-    with default_dtype(example[0].dtype):
-        module = _simplified(module, example[0].device)
-    if random := [node for node in module.graph.nodes if _draws(node)]:
-        raise CaptureError(f"it draws random numbers ({random[0].target})")
-    return Graph(module, example)
 
 
 class _EvaluateConstants(TorchDispatchMode):
-    """Hides from the tracer every operator none of whose tensors depends on the inputs."""
+    """Hides from the tracer every operator that draws nothing and none of whose tensors depends on the inputs."""
 
-    def __init__(self, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, inputs: Iterable[Tensor]) -> None:
         super().__init__()
         self.dependent = WeakIdKeyDictionary(dict.fromkeys(inputs, True))
 
@@ -189,7 +276,8 @@ class _EvaluateConstants(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if tensors and not any(value in self.dependent for value in tensors):
+        known = tensors and not any(value in self.dependent for value in tensors)
+        if known and torch.Tag.nondeterministic_seeded not in func.tags:
             with disable_proxy_modes_tracing():
                 return func(*args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
@@ -199,9 +287,11 @@ class _EvaluateConstants(TorchDispatchMode):
         return result
 
 
-def _evaluating_constants(function: Function) -> Function:
+def evaluating_constants(function: Function, changing: Iterable[Tensor] = ()) -> Function:
+    """``function`` with what depends neither on its inputs nor on ``changing`` hidden from a tracer."""
+
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-        with _EvaluateConstants(inputs):
+        with _EvaluateConstants((*inputs, *changing)):
             return function(*inputs)
 
     return run
@@ -219,7 +309,8 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
     return {**table, aten.scatter_.value: lambda out, *args: out.copy_(aten.scatter.value(out, *args))}
 
 
-def _script(module: GraphModule, example: Sequence[Tensor]) -> Function:
+def script(module: GraphModule, example: Sequence[Tensor]) -> Function:
+    """A graph for TorchScript's interpreter; runs it once on ``example``."""
     with warnings.catch_warnings(), torch.no_grad():
         # TorchScript is in maintenance, and says so at every use; it also warns of constants, which are meant here.
         warnings.simplefilter("ignore")
@@ -227,18 +318,44 @@ def _script(module: GraphModule, example: Sequence[Tensor]) -> Function:
     return traced
 
 
-def _simplified(module: GraphModule, device: torch.device) -> GraphModule:
+def simplified(module: GraphModule, device: torch.device) -> GraphModule:
     """The same graph without no-ops, with constants folded and equal operators merged."""
     _mark_failures(module)
     _drop_no_ops(module)
     _fold_constants(module, device)
     _drop_no_ops(module)
-    result = CSEPass()(module)
-    module = result.graph_module if result is not None else module
+    _merge_equal(module)
     module.graph.eliminate_dead_code()
     module.graph.lint()
     module.recompile()
     return module
+
+
+def _merge_equal(module: GraphModule) -> None:
+    """Compute equal operators of equal inputs once; not those that draw, write or read what is written in place."""
+    roots: dict[Node, Node] = {}
+    for node in module.graph.nodes:
+        source = node.args[0] if node.args and isinstance(node.args[0], Node) else None
+        roots[node] = roots[source] if source is not None and (is_view(node) or mutates(node)) else node
+    written = {roots[source] for node in module.graph.nodes for source in writes(node)}
+    seen: dict[Any, Node] = {}
+    for node in list(module.graph.nodes):
+        if node.op not in ("call_function", "get_attr") or draws(node) or mutates(node):
+            continue
+        if roots[node] in written or any(roots[source] in written for source in node.all_input_nodes):
+            continue
+        key = (node.op, node.target, *_hashable((node.args, dict(node.kwargs))))
+        if key in seen:
+            node.replace_all_uses_with(seen[key])
+            module.graph.erase_node(node)
+        else:
+            seen[key] = node
+
+
+def _hashable(arguments: Any) -> tuple[Any, ...]:
+    """Leaves and structure of an operator's arguments; a number's type counts, as 1 and 1.0 differ."""
+    leaves, spec = pytree.tree_flatten(arguments)
+    return (tuple((type(leaf), leaf) for leaf in leaves), str(spec))
 
 
 def _mark_failures(module: GraphModule) -> None:
@@ -265,22 +382,39 @@ def _mark_failures(module: GraphModule) -> None:
         module.graph.erase_node(check)
 
 
-def _mutates(node: Node) -> bool:
+def writes(node: Node) -> list[Node]:
+    """The inputs that an operator writes into."""
     schema = getattr(node.target, "_schema", None)
-    return bool(schema is not None and schema.is_mutable)
+    if schema is None:
+        return []
+    named = {argument.name: value for argument, value in zip(schema.arguments, node.args, strict=False)}
+    named.update(node.kwargs)
+    if schema.name in _BATCH_NORMS:
+        names = ["running_mean", "running_var"] if named.get("training", True) else []
+    else:
+        names = [argument.name for argument in schema.arguments if argument.alias_info and argument.alias_info.is_write]
+    return [value for name in names if isinstance(value := named.get(name), Node)]
+
+
+def mutates(node: Node) -> bool:
+    """Whether an operator writes into one of its inputs."""
+    schema = getattr(node.target, "_schema", None)
+    return bool(schema is not None and schema.is_mutable) or bool(writes(node))
 
 
 def _written(node: Node) -> bool:
     """Whether the value of a node is written in place, itself or through a view."""
-    return any(_mutates(user) or (_is_view(user) and _written(user)) for user in node.users)
+    return any(mutates(user) or (is_view(user) and _written(user)) for user in node.users)
 
 
-def _is_view(node: Node) -> bool:
+def is_view(node: Node) -> bool:
+    """Whether the result of an operator may share memory with an input."""
     schema = getattr(node.target, "_schema", None)
     return bool(schema is not None and any(result.alias_info is not None for result in schema.returns))
 
 
-def _draws(node: Node) -> bool:
+def draws(node: Node) -> bool:
+    """Whether an operator draws random numbers."""
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
@@ -289,7 +423,7 @@ def _drop_no_ops(module: GraphModule) -> None:
         if node.op != "call_function" or _written(node):
             continue
         source = node.args[0] if node.args and isinstance(node.args[0], Node) else None
-        if source is None or _mutates(source) or _written(source):
+        if source is None or mutates(source) or _written(source):
             continue
         if node.target in _NO_OPS or (_same_meta(node, source) and _keeps_value(node)):
             node.replace_all_uses_with(source)
@@ -329,7 +463,7 @@ def _fold_constants(module: GraphModule, device: torch.device) -> None:
                 _set_constant(module, node.target, value)
                 constants[node] = value
             continue
-        if node.op != "call_function" or _mutates(node) or _written(node) or _draws(node):
+        if node.op != "call_function" or mutates(node) or _written(node) or draws(node):
             continue
         if node.target in _SHAPE_ONLY and node.all_input_nodes == [node.args[0]]:
             like = node.args[0].meta.get("tensor_meta")

@@ -4,21 +4,38 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_vi_lab.capture import Graph, capture
-from pyro_vi_lab.errors import ArgumentError, CaptureError, LabWarning, ModelError
+from pyro_vi_lab.errors import ArgumentError, CaptureError, CompileError, LabWarning, ModelError
 from pyro_vi_lab.isolation import default_dtype
+from pyro_vi_lab.native import NativeFunction, compile_native
 from pyro_vi_lab.posterior import element_name
 from pyro_vi_lab.program import Program
 from pyro_vi_lab.sites import Structure
 from pyro_vi_lab.user_errors import is_indefinite, user_errors
 
 Tier = Literal["graph", "eager"]
+
+
+class Traceable(NamedTuple):
+    """A density's gradient as a function that can be captured as a part of something larger.
+
+    Args:
+        function: Log density ``(K, R)`` and gradient ``(K, R, D)`` at z ``(K, R, D)``, then of the data.
+        data: The present data.
+        cache: Where to keep what is made of it; shared by all data sets of one shape.
+    """
+
+    function: Callable[..., tuple[Tensor, ...]]
+    data: tuple[Tensor, ...]
+    cache: dict[Any, Any]
+
 
 CHECK_POINTS = 2
 """Random points at which a captured graph is compared with eager Pyro."""
@@ -51,6 +68,7 @@ class LogDensity:
         dim: D, the length of z.
         labels: A name for every coordinate of z.
         tier: ``"graph"`` if the density runs as a captured graph, ``"eager"`` if Pyro runs at every call.
+        reason: Why it runs in the eager tier; empty if it does not, or has not been run yet.
 
     Raises:
         ModelError: A plate is subsampled, so that the density of all rows is not known.
@@ -86,21 +104,41 @@ class LogDensity:
             for key, site in self.sites.items()
             for index in np.ndindex(tuple(site.unconstrained_shape))
         ]
+        self.reason = ""
         self._lifted = True
         self._graphs: dict[str, Graph | None] = {}
         self._source: LogDensity | None = None
+        self._check_source = True
 
     @property
     def tier(self) -> Tier:
         """How the gradient runs: ``"graph"`` or ``"eager"``."""
         return "eager" if self._graph("value_and_grad") is None else "graph"
 
-    def with_data(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], structure: Structure) -> LogDensity:
-        """The same density with other data; graphs are kept where shapes, types and all else agree."""
+    def with_data(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], structure: Structure, *, check: bool = True
+    ) -> LogDensity:
+        """The same density with other data; graphs are kept where shapes, types and all else agree.
+
+        Args:
+            args: Positional arguments of the model.
+            kwargs: Its keyword arguments.
+            structure: Its sites.
+            check: Whether a graph that is kept is compared with eager Pyro on these data.
+        """
         other = LogDensity(self._program.model, args, kwargs, structure, name=self.name, dtype=self.dtype)
         if self._lifted and _same_but_data(self._program, other._program):
-            other._source = self
+            other._source, other._check_source = self, check
         return other
+
+    def observed(self) -> dict[str, Tensor]:
+        """Values of the observed sites, by a run of the model."""
+        with user_errors(self.name):
+            origin = torch.zeros(self.dim, dtype=self.dtype, device=self.device)
+            trace, _ = self._program.trace(origin, self._data, enumerate_discrete=self._program.enumerates)
+        return {
+            key: trace.nodes[key]["value"] for key, site in self._structure.sites.items() if site.kind == "observed"
+        }
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density.
@@ -119,12 +157,29 @@ class LogDensity:
         value, grad = self._rows("value_and_grad", z)
         return value, grad
 
+    @cached_property
+    def bound(self) -> Graph | None:
+        """The graph of the gradient at one point ``(D,)`` with the data as constants; ``None`` in the eager tier."""
+        graph = self._graph("value_and_grad")
+        return graph.bind(*self._data) if graph is not None and self._lifted else graph
+
+    @cached_property
+    def native(self) -> NativeFunction:
+        """Value and gradient at one point ``(D,)`` as machine code, compiled when it is first asked for.
+
+        Raises:
+            CompileError: The density runs in the eager tier, has an operator that cannot be compiled, or there is no
+                compiler.
+        """
+        if self.bound is None:
+            raise CompileError(f"model {self.name} runs in the eager tier: there is no graph to compile")
+        return compile_native(self.bound.module, self.bound.example)
+
     def pointwise(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """Value and gradient at one point ``(D,)`` with the data bound: fastest for the many calls of NUTS."""
-        graph = self._graph("value_and_grad")
-        if graph is None:
+        if self.bound is None:
             return self.value_and_grad
-        bound = (graph.bind(*self._data) if self._lifted else graph).scripted
+        bound = self.bound.scripted
 
         def value_and_grad(z: Tensor) -> tuple[Tensor, Tensor]:
             try:
@@ -137,6 +192,27 @@ class LogDensity:
             return value, grad
 
         return value_and_grad
+
+    @property
+    def data(self) -> tuple[Tensor, ...]:
+        """The tensors among the model's arguments."""
+        return self._data
+
+    def shared_graph(self) -> Graph | None:
+        """The graph of the gradient whose data are inputs; ``None`` if there is none."""
+        graph = self._graph("value_and_grad")
+        return graph if self._lifted else None
+
+    def traceable(self) -> Traceable | None:
+        """The gradient as a part of larger graphs; ``None`` in the eager tier."""
+        graph = self._graph("value_and_grad")
+        if graph is None:
+            return None
+        return Traceable(graph.vectorized, self._data if self._lifted else (), graph.parts)
+
+    def chosen(self, index: Tensor) -> Self:
+        """The density of some of a batch of fits: the same for all of them."""
+        return self
 
     def hessian(self, z: Tensor) -> Tensor:
         """Second derivatives of the log density.
@@ -287,9 +363,9 @@ class LogDensity:
         source, self._source = self._source, None
         assert source is not None
         graph = source._graph("value_and_grad")
-        if graph is not None:
-            if not source._lifted:
-                return
+        if graph is not None and not source._lifted:
+            return
+        if graph is not None and self._check_source:
             try:
                 # a model may read its data past the tracer (y.numpy()): then the graph holds the old ones
                 checks = self._checks("value_and_grad", self._program.value_and_grad)[:1]
@@ -308,10 +384,10 @@ class LogDensity:
             graph = self._capture(what, function, checks[0][0])
             self._check(graph, checks, self._data if self._lifted else ())
         except CaptureError as error:
+            self.reason = self.reason or str(error)
             warnings.warn(
                 f"model {self.name} runs in the eager tier, which is slower: its {what.replace('_', ' ')} cannot be "
-                "captured "
-                f"({error})",
+                f"captured ({error})",
                 LabWarning,
                 stacklevel=2,
             )

@@ -30,6 +30,10 @@ class CaptureError(LabError, RuntimeError):
     """A computation could not be turned into a graph; the eager tier is used instead."""
 
 
+class CompileError(LabError, RuntimeError):
+    """A graph cannot be compiled; another tier is used instead, unless it was asked for."""
+
+
 class FitError(LabError, RuntimeError):
     """The result of a fit that failed was asked for."""
 

@@ -70,7 +70,7 @@ def estimate(family: Family, params: Params, eps: Tensor, log_p: Tensor, grad: T
         Bayesian Analysis 8, Section 3 (the regression).
     """
     num_pairs, dim = len(eps) // 2, eps.shape[-1]
-    values = log_p - family.log_prob(params, family.sample(params, eps))
+    values = log_p - family.noise.log_prob(eps) + family.scale.log_det(params.scale)
     pairs = (values[:num_pairs] + values[num_pairs:]) / 2
     h = family.scale.multiply_transposed(params.scale, grad) + eps
     shift = h.mean(0)

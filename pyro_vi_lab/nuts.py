@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyro_vi_lab.agreement import agrees
 from pyro_vi_lab.density import LogDensity
-from pyro_vi_lab.errors import ArgumentError, ModelError, unknown_name
+from pyro_vi_lab.errors import ArgumentError, CompileError, LabWarning, ModelError, unknown_name
 from pyro_vi_lab.families import Params
 from pyro_vi_lab.fit import Fit
 from pyro_vi_lab.isolation import default_dtype, seeded, threads
+from pyro_vi_lab.native import NativeFunction, compiler
+from pyro_vi_lab.nutpie_bridge import Settings, sample_callback, sample_native
 from pyro_vi_lab.posterior import Posterior
 from pyro_vi_lab.problem import Problem
+from pyro_vi_lab.tiers import Compile, check_compile
+from pyro_vi_lab.whitened import Whitened
 
 Backend = Literal["nutpie", "pyro"]
+Tier = Literal["native", "graph", "eager"]
 
 TARGET_ACCEPT = 0.9
 """Acceptance rate for a reference: above the usual 0.8, which leaves a few divergences even in eight schools."""
@@ -28,6 +34,12 @@ START_RADIUS = 2.0
 """Half-width of the uniform start on the unconstrained scale, as Stan's."""
 START_ATTEMPTS = 100
 """Random starts tried for a chain, as Stan."""
+GRADIENTS_PER_DRAW = 8
+"""A short trajectory: three doublings."""
+COMPILE_SECONDS, COMPILE_SECONDS_PER_NODE = 0.4, 2e-3
+"""What the C compiler takes, about."""
+GRAPH_SECONDS_PER_NODE = 2e-6
+"""What TorchScript's interpreter takes for an operator on a small tensor, about."""
 
 
 def nuts(
@@ -41,6 +53,7 @@ def nuts(
     start: Fit | None = None,
     target_accept: float = TARGET_ACCEPT,
     progress: bool = True,
+    compile: Compile = "auto",
 ) -> Posterior:
     """Draw from the posterior by the No-U-Turn sampler.
 
@@ -53,13 +66,19 @@ def nuts(
         num_draws: Draws kept per chain.
         seed: Seed of all randomness; the same seed gives the same draws.
         backend: ``"nutpie"`` (Rust) or ``"pyro"`` (Pyro's own kernel), both on the captured density.
-        start: A fit from whose guide the chains start; uniformly from (-2, 2) on the unconstrained scale if ``None``.
+        start: A fit of a guide over a family, from whose draws the chains start, and whose covariance is where the
+            adaptation of the mass matrix starts: the chains run in the coordinates in which the fit is a standard
+            normal. Uniformly from (-2, 2) on the unconstrained scale, with the identity, if ``None``.
         target_accept: Acceptance rate that the step size adapts to; nearer to 1 for posteriors with
             divergences. A reference should have none: 0.9 costs about a fifth more gradients than the usual 0.8.
         progress: Show a progress bar on a terminal or in a notebook.
+        compile: Write the captured gradient as C and compile it with the system's compiler: the chains then run
+            without Python. ``"auto"`` does where there is a compiler and enough gradients are to come to pay for it;
+            ``info["tier"]`` of the result says what was done.
 
     Raises:
         ArgumentError: A number out of range, an unknown backend, or a fit of another problem.
+        CompileError: The gradient cannot be compiled, and ``compile=True``.
         ModelError: No finite start was found; the message names the site.
 
     References:
@@ -82,6 +101,7 @@ def nuts(
             raise ArgumentError(f"{name} must be a whole number of at least {least}, got {value!r}")
     if not 0 < target_accept < 1:
         raise ArgumentError(f"target_accept is a rate between 0 and 1, got {target_accept!r}")
+    check_compile(compile)
     if backend not in _BACKENDS:
         raise unknown_name("backend", backend, _BACKENDS)
     if not isinstance(problem, Problem):
@@ -92,14 +112,16 @@ def nuts(
     if start is not None and start.loc.shape[-1] != density.dim:
         raise ArgumentError(f"start has {start.loc.shape[-1]} dimensions, problem {problem.name} has {density.dim}")
     began = time.perf_counter()
+    target = density if start is None else _whitened(density, start)
 
     def new_start(chain_seed: int) -> Tensor:
-        return _start(density, start, chain_seed)
+        return _start(target, chain_seed)
 
     with threads(1), default_dtype(density.dtype):
-        new_start(seed)  # fails here, in the user's words, and not inside a thread of the sampler
-        z, stats, num_gradients = _BACKENDS[backend](
-            density,
+        first = new_start(seed)  # fails here, in the user's words, and not inside a thread of the sampler
+        tiered = _in_tier(target, compile, num_chains * (num_warmup + num_draws) * GRADIENTS_PER_DRAW, first)
+        draws, stats, num_gradients = _BACKENDS[backend](
+            tiered,
             new_start,
             num_chains,
             num_warmup,
@@ -108,6 +130,7 @@ def nuts(
             target_accept,
             progress and _can_show(),
         )
+    z = target.to_z(draws) if isinstance(target, Whitened) else draws
     return Posterior(
         draws=density.constrain(z),
         stats=stats,
@@ -118,6 +141,8 @@ def nuts(
             "num_gradients": num_gradients,
             "seed": seed,
             "backend": backend,
+            "tier": tiered.tier,
+            "start": "uniform" if start is None else start.method,
             "num_warmup": num_warmup,
             "target_accept": target_accept,
         },
@@ -128,28 +153,98 @@ def _can_show() -> bool:
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
-def _start(density: LogDensity, fit: Fit | None, seed: int) -> Tensor:
-    """A point ``(D,)`` with a finite density and gradient."""
+def _whitened(density: LogDensity, fit: Fit) -> Whitened:
+    assert fit.params is not None
+    return Whitened(density, fit.family, Params(fit.params.loc[0], fit.params.scale[0]))
+
+
+def _start(density: LogDensity | Whitened, seed: int) -> Tensor:
+    """A point ``(D,)`` with a finite density and gradient: a draw of the fit, or uniform."""
     generator = torch.Generator().manual_seed(seed % 2**63)
     for _ in range(START_ATTEMPTS):
-        if fit is None:
-            point = (torch.rand(density.dim, generator=generator, dtype=density.dtype) * 2 - 1) * START_RADIUS
+        if isinstance(density, Whitened):
+            point = density.family.noise.sample((density.dim,), generator=generator, dtype=density.dtype)
         else:
-            eps = fit.family.noise.sample((density.dim,), generator=generator, dtype=density.dtype)
-            point = fit.family.sample(Params(fit.params.loc[0], fit.params.scale[0]), eps)
+            point = (torch.rand(density.dim, generator=generator, dtype=density.dtype) * 2 - 1) * START_RADIUS
         value, grad = density.value_and_grad(point)
         if bool(torch.isfinite(value) & torch.isfinite(grad).all()):
             return point
-    site = density.blame(point) or next(iter(density.sites))
+    site = density.blame(point) or "the change of variables"
     raise ModelError(
         f"NUTS found no start with a finite log density in {START_ATTEMPTS} tries; the last one failed at site "
-        f"{site!r}: check its "
-        "data and prior, or start from a fit (start=...)"
+        f"{site!r}: check its data and prior, or start from a fit (start=...)"
+    )
+
+
+class _Density(NamedTuple):
+    """A density and how it is run.
+
+    Args:
+        density: Log density on R^D.
+        value_and_grad: The same and its gradient at one point ``(D,)``, in the fastest tier that pays.
+        native: The same as machine code, if that is the tier.
+        tier: Name of the tier.
+    """
+
+    density: LogDensity | Whitened
+    value_and_grad: Callable[[Tensor], tuple[Tensor, Tensor]]
+    native: NativeFunction | None
+    tier: Tier
+
+
+def _in_tier(density: LogDensity | Whitened, compile: Compile, num_gradients: int, start: Tensor) -> _Density:
+    """The density in the tier that is asked for, or that takes least time in all."""
+    if compile is True or (compile == "auto" and _compiling_pays(density, num_gradients)):
+        try:
+            native = density.native
+        except CompileError:
+            if compile is True:
+                raise
+        else:
+            if _agrees(density, native, start):
+
+                def value_and_grad(z: Tensor) -> tuple[Tensor, Tensor]:
+                    value, grad = native(z)
+                    return value, grad
+
+                return _Density(density, value_and_grad, native, "native")
+            warnings.warn(
+                f"the machine code of model {density.name} disagrees with its captured graph; the graph is used, "
+                "which is slower",
+                LabWarning,
+                stacklevel=3,
+            )
+    return _Density(density, density.pointwise(), None, density.tier)
+
+
+def _compiling_pays(density: LogDensity | Whitened, num_gradients: int) -> bool:
+    if density.bound is None or density.device.type != "cpu":
+        return False
+    seconds = COMPILE_SECONDS + COMPILE_SECONDS_PER_NODE * density.bound.num_nodes
+    pays = num_gradients * GRAPH_SECONDS_PER_NODE * density.bound.num_nodes > seconds
+    if pays and compiler() is None:
+        warnings.warn(
+            "no C compiler was found (cc, gcc, clang, or what the environment variable CC names), so NUTS runs "
+            "the interpreted graph, which is slower",
+            LabWarning,
+            stacklevel=4,
+        )
+        return False
+    return pays
+
+
+def _agrees(density: LogDensity | Whitened, native: NativeFunction, start: Tensor) -> bool:
+    graph = density.bound
+    assert graph is not None
+    return all(
+        agrees(expected, got)
+        for point in (start, start / 2)
+        for expected, got in zip(graph(point), native(point), strict=True)
     )
 
 
 def _nutpie(
-    density: LogDensity,
+    tiered: _Density,
     new_start: Callable[[int], Tensor],
     num_chains: int,
     num_warmup: int,
@@ -158,67 +253,34 @@ def _nutpie(
     target_accept: float,
     progress: bool,
 ) -> tuple[Tensor, dict[str, Tensor], int]:
-    import nutpie
-    from nutpie.compiled_pyfunc import from_pyfunc
-
-    counters: list[list[int]] = []
-
-    value_and_grad = density.pointwise()
-
-    def make_log_prob() -> Callable[[NDArray[Any]], tuple[float, NDArray[Any]]]:
-        counter = [0]
-        counters.append(counter)
-
-        def log_prob(x: NDArray[Any]) -> tuple[float, NDArray[Any]]:
-            counter[0] += 1
-            value, grad = value_and_grad(torch.from_numpy(np.array(x)).to(density.device, density.dtype))
-            return value.item(), grad.double().numpy(force=True)
-
-        return log_prob
-
-    def make_expand(*_: Any) -> Callable[[NDArray[Any]], dict[str, NDArray[Any]]]:
-        return lambda x: {"z": np.array(x)}
-
-    compiled = from_pyfunc(
-        ndim=density.dim,
-        make_logp_fn=make_log_prob,
-        make_expand_fn=make_expand,
-        expanded_dtypes=[np.dtype("float64")],
-        expanded_shapes=[(density.dim,)],
-        expanded_names=["z"],
-        make_initial_point_fn=lambda chain_seed: new_start(chain_seed).double().numpy(force=True),
-    )
-    trace = nutpie.sample(
-        compiled,
-        draws=num_draws,
-        tune=num_warmup,
-        chains=num_chains,
-        cores=1 if density.tier == "eager" else None,  # Pyro itself cannot run in two threads at once
+    density = tiered.density
+    like = torch.empty(0, dtype=density.dtype, device=density.device)
+    settings = Settings(
+        num_chains=num_chains,
+        num_warmup=num_warmup,
+        num_draws=num_draws,
         seed=seed,
-        progress_bar=progress,
-        save_warmup=False,
         target_accept=target_accept,
+        progress=progress,
+        cores=1 if tiered.tier == "eager" else None,  # Pyro itself cannot run in two threads at once
     )
-    z = torch.from_numpy(np.array(trace.posterior["z"].values)).to(density.device, density.dtype)
-    names = {
-        "diverging": "diverging",
-        "energy": "energy",
-        "lp": "logp",
-        "step_size": "step_size",
-        "tree_depth": "depth",
-        "acceptance_rate": "mean_tree_accept",
-        "n_steps": "n_steps",
-    }
-    stats = {ours: torch.from_numpy(np.array(trace.sample_stats[theirs].values)) for ours, theirs in names.items()}
-    return z, stats, sum(counter[0] for counter in counters)
+
+    def start(chain_seed: int) -> NDArray[Any]:
+        return new_start(chain_seed).double().numpy(force=True)
+
+    result = None if tiered.native is None else sample_native(tiered.native, density.dim, start, settings)
+    if result is None:
+        result = sample_callback(tiered.value_and_grad, density.dim, start, settings, like=like)
+    z, stats, num_gradients = result
+    return torch.from_numpy(z).to(like), stats, num_gradients
 
 
 class _Potential(torch.autograd.Function):
     """Minus the log density for Pyro's kernel, whose gradient comes with the value."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, density: LogDensity) -> Tensor:
-        value, grad = density.value_and_grad(z)
+    def forward(ctx: Any, z: Tensor, value_and_grad: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+        value, grad = value_and_grad(z)
         ctx.save_for_backward(grad)
         return -value
 
@@ -229,7 +291,7 @@ class _Potential(torch.autograd.Function):
 
 
 def _pyro(
-    density: LogDensity,
+    tiered: _Density,
     new_start: Callable[[int], Tensor],
     num_chains: int,
     num_warmup: int,
@@ -245,7 +307,7 @@ def _pyro(
     def potential(values: dict[str, Tensor]) -> Tensor:
         nonlocal count
         count += 1
-        result: Tensor = _Potential.apply(values["z"], density)
+        result: Tensor = _Potential.apply(values["z"], tiered.value_and_grad)
         return result
 
     chains, stats = [], []

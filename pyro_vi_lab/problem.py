@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import inspect
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from copy import copy
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
-from pyro import poutine
-from pyro.distributions.util import scale_and_mask
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from pyro_vi_lab.arguments import argument_names
+from pyro_vi_lab.batches import Batch, Batches, checked_size
+from pyro_vi_lab.data import read_arrays, read_loader
 from pyro_vi_lab.density import LogDensity
-from pyro_vi_lab.errors import ArgumentError, DataError, LabWarning, ModelError
-from pyro_vi_lab.isolation import model_run
+from pyro_vi_lab.errors import ArgumentError, DataError, ModelError
+from pyro_vi_lab.loader import LoaderBatches
+from pyro_vi_lab.many_runs import many_runs
 from pyro_vi_lab.posterior import Posterior
-from pyro_vi_lab.sites import Site, Structure, read_structure
-from pyro_vi_lab.user_errors import user_errors
-
-CHUNK_NUMBERS = 2**24
-"""Numbers that one vectorized run of the model may return (128 MiB in float64)."""
+from pyro_vi_lab.rows import Rows
+from pyro_vi_lab.sites import Site
 
 
 class Problem:
@@ -40,11 +38,21 @@ class Problem:
         dims: Names for the axes of a site, ``{"beta": ["feature"]}``; plates name their own.
         coords: Labels along a dimension, ``{"school": ["A", "B"]}``.
         name: What to call the problem; the model's name by default.
+        minibatch: Rows in a batch for a fit on some of the rows at a time (more than there are mean all): the model is
+            run on slices of the arguments that have a row for each row of the data, and its plates of the rows are
+            scaled to all of them. Of memory-mapped arrays only the rows of a batch are read, and only the first ones
+            are checked here. Not needed for a model
+            whose plate takes some rows itself (``subsample_size=``, or ``subsample=`` with an argument).
+        rows: Names of the arguments by row (``["x", "y"]``), if others have the same length by chance.
+        loader: A ``DataLoader``, or another iterable of batches that can be gone through more than once: tuples of
+            positional or dicts of keyword arguments. It takes the place of the data.
+        num_rows: Rows of the data behind ``loader``; by default the length of its data set.
         **kwargs: The model's keyword arguments.
 
     Raises:
         ModelError: The model cannot be run or has a site that is not supported; the message names it.
         DataError: An observed value is missing or infinite, or an argument is not numeric.
+        ArgumentError: An option makes no sense, or it is not clear which arguments are by row.
 
     Example:
         >>> import pyro.distributions as dist
@@ -56,6 +64,12 @@ class Problem:
         >>> problem = Problem(coin, torch.tensor([1.0, 0.0, 1.0]))
         >>> problem
         Problem(coin: latent p; observed y (toss))
+
+        A fit on batches of two rows, of which one epoch has two:
+
+        >>> problem = Problem(coin, torch.tensor([1.0, 0.0, 1.0]), minibatch=2)
+        >>> problem.row_plates, [batch.scale for batch in problem.batches().epoch()]
+        (('toss',), [1.5, 3.0])
     """
 
     def __init__(
@@ -65,19 +79,33 @@ class Problem:
         dims: Mapping[str, Sequence[str]] | None = None,
         coords: Mapping[str, Sequence[Any]] | None = None,
         name: str | None = None,
+        minibatch: int | None = None,
+        rows: Sequence[str] | Mapping[str, int] | None = None,
+        loader: Iterable[Any] | None = None,
+        num_rows: int | None = None,
         **kwargs: Any,
     ) -> None:
         if not callable(model):
             raise ArgumentError(f"model must be a Pyro model (a function or a PyroModule), got {type(model).__name__}")
         self.model = model
         self.name = name or str(getattr(model, "__name__", type(model).__name__))
+        self._asked = {"minibatch": minibatch, "rows": rows}
+        if minibatch is not None:
+            checked_size(minibatch, "minibatch")
         index_coords: dict[int, list[Any]] = {}
-        tensors = {
-            id(leaf): _as_tensor(key + pytree.keystr(path), leaf, index_coords)
-            for key, value in _argument_names(model, args, kwargs).items()
-            for path, leaf in pytree.tree_flatten_with_path(value)[0]
-        }
-        self.dtype, self._structure, self.args, self.kwargs = self._read(args, kwargs, tensors)
+        if loader is None:
+            if num_rows is not None:
+                raise ArgumentError("num_rows is for a data loader; arrays have as many rows as they have")
+            self._data, index_coords = read_arrays(model, args, kwargs, minibatch=minibatch, rows=rows, name=self.name)
+        elif args:
+            raise ArgumentError(
+                "the positional arguments of the model come from the loader; give others by name: "
+                "Problem(model, loader=loader, scale=2.0)"
+            )
+        else:
+            self._data = read_loader(
+                model, loader, kwargs, minibatch=minibatch, rows=rows, num_rows=num_rows, name=self.name
+            )
         self._dims = {key: tuple(value) for key, value in (dims or {}).items()}
         self._check_dims()
         self.coords: dict[str, list[Any]] = {key: list(value) for key, value in (coords or {}).items()}
@@ -87,6 +115,9 @@ class Problem:
             if len(plates) == 1:
                 self.coords.setdefault(plates.pop()[0], labels)
         self._check_coords()
+        self._observed_anew = False
+        self.kept: dict[Any, Any] = {}
+        """What inferences made of this problem and may need again, such as guides before they are fitted."""
 
     def __repr__(self) -> str:
         parts = []
@@ -103,17 +134,43 @@ class Problem:
     @property
     def sites(self) -> Mapping[str, Site]:
         """Every site of the model by name, in the order of the run."""
-        return self._structure.sites
+        return self._data.structure.sites
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """Positional arguments of the model: tensors, or the arrays as given where these are not held as a whole."""
+        return self._data.args
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """Keyword arguments of the model, in the same way."""
+        return self._data.kwargs
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of floating-point data and of the latent sites."""
+        return self._data.dtype
 
     @property
     def observed(self) -> Mapping[str, Tensor]:
-        """Data of the observed sites."""
-        return self._structure.observed
+        """Data of the observed sites; none if the data are not held as a whole."""
+        if not self._data.whole or (self._data.layout and self._data.layout.why_not):
+            return {}
+        if self._observed_anew:
+            return self._density.observed()
+        return self._observed_of_pieces if self._data.by_part else self._data.structure.observed
+
+    @cached_property
+    def _observed_of_pieces(self) -> Mapping[str, Tensor]:
+        """Data of the observed sites of a model that sees some of its rows at a time."""
+        return {key: value[0] for key, value in self._repeat({}, self._observed_sites, 1, seed=0).items()}
 
     @property
     def inputs(self) -> dict[str, Tensor]:
-        """The tensors among the model's arguments, by the model's own names."""
-        bound = _argument_names(self.model, self.args, self.kwargs)
+        """The tensors among the model's arguments, by the model's own names; none of a data loader."""
+        if self._data.loader is not None:
+            return {}
+        bound = argument_names(self.model, self.args, self.kwargs)
         return {key: value for key, value in bound.items() if isinstance(value, Tensor)}
 
     def dims(self, site: str) -> tuple[str, ...]:
@@ -121,24 +178,173 @@ class Problem:
         return self._dims.get(site, self.sites[site].dims)
 
     def density(self) -> LogDensity:
-        """The problem as log p(z, data) on R^D; made once."""
+        """The problem as log p(z, data) on R^D; made once.
+
+        Raises:
+            ModelError: The data are not held as a whole, or the model sees only some of its rows at a time.
+        """
         return self._density
 
     @cached_property
     def _density(self) -> LogDensity:
-        return LogDensity(self.model, self.args, self.kwargs, self._structure, name=self.name, dtype=self.dtype)
+        data = self._data
+        if not data.whole:
+            where = "are read batch by batch" if data.loader is None else "come from a data loader"
+            raise ModelError(f"the density of model {self.name} needs all rows of its data at once, which {where}")
+        return LogDensity(self.model, data.args, data.kwargs, data.structure, name=self.name, dtype=data.dtype)
 
     def with_data(self, *args: Any, **kwargs: Any) -> Problem:
         """The same model with other data; a captured density is kept where shapes and types agree."""
-        other = Problem(self.model, *args, dims=self._dims, name=self.name, **kwargs)
+        other = Problem(self.model, *args, dims=self._dims, name=self.name, **{**self._asked, **kwargs})
         sizes = {name: size for site in other.sites.values() for name, size in other.sizes(site).items()}
         for key, labels in self.coords.items():
             # the new data's own index goes before the old one's, what the user said before both
             if sizes.get(key) == len(labels) and (key in self._own_coords or key not in other.coords):
                 other.coords[key] = labels
         other._own_coords = self._own_coords & other.coords.keys()
-        other.__dict__["_density"] = self._density.with_data(other.args, other.kwargs, other._structure)
+        if not (self._data.by_part or other._data.by_part):
+            other.__dict__["_density"] = self._density.with_data(other.args, other.kwargs, other._data.structure)
         return other
+
+    def each(self, data: Mapping[str, Tensor]) -> list[Problem]:
+        """The same model with each of R data sets of the same shapes, as for a calibration run.
+
+        Only the first and the last are compared with eager Pyro, and none is read again for its structure, so this is
+        much faster than :meth:`with_data`.
+
+        Args:
+            data: Argument name to a value for each data set; arguments that are not named stay as they are.
+
+        Shape:
+            each value ``(R, *shape of the argument)``.
+
+        Raises:
+            ArgumentError: An unknown name, or a shape that does not fit.
+            DataError: A value is not finite.
+            ModelError: The model does not see all of its rows at once.
+        """
+        density, named = self.density(), argument_names(self.model, self.args, self.kwargs)
+        values = {key: self._checked_each(key, value, named) for key, value in data.items()}
+        numbers = {key: len(value) for key, value in values.items()}
+        if len(set(numbers.values())) != 1:
+            raise ArgumentError(f"data must have the same number of data sets for every argument, got {numbers}")
+        number = next(iter(numbers.values()))
+        problems = []
+        for r in range(number):
+            new = {id(named[key]): value[r] for key, value in values.items()}
+            args, kwargs = pytree.tree_map(lambda leaf, new=new: new.get(id(leaf), leaf), (self.args, self.kwargs))
+            other = copy(self)
+            other._data = replace(self._data, args=args, kwargs=kwargs)
+            other.kept = {}
+            structure = self._data.structure
+            check = r in (0, number - 1)
+            other.__dict__["_density"] = density.with_data(args, kwargs, structure, check=check)
+            other._observed_anew = True
+            problems.append(other)
+        return problems
+
+    def _checked_each(self, key: str, value: Any, named: Mapping[str, Any]) -> Tensor:
+        if not isinstance(named.get(key), Tensor):
+            tensors = [name for name, one in named.items() if isinstance(one, Tensor)]
+            raise ArgumentError(f"data names {key!r}; the tensors among the arguments are {', '.join(tensors)}")
+        like = named[key]
+        tensor = torch.as_tensor(value).to(like.device, like.dtype)
+        if tensor.dim() != like.dim() + 1 or tensor.shape[1:] != like.shape:
+            raise ArgumentError(
+                f"data for {key!r} have shape {tuple(tensor.shape)}; expected (data sets, "
+                f"{', '.join(map(str, like.shape))}), as the argument has shape {tuple(like.shape)}"
+            )
+        bad = ~torch.isfinite(tensor.flatten(1)).all(1) & bool(torch.isfinite(like).all())
+        if bool(bad.any()):
+            raise DataError(f"data set {int(bad.nonzero()[0])} of argument {key!r} has values that are not finite")
+        return tensor
+
+    # --- batches ------------------------------------------------------------------------------------------------------
+
+    @property
+    def minibatch(self) -> int | None:
+        """Rows in a batch, B; ``None`` if the model sees all rows at once."""
+        return self._data.layout.batch_size if self._data.layout else None
+
+    @property
+    def num_rows(self) -> int | None:
+        """Rows of the data, N; ``None`` if the model sees all rows at once."""
+        return self._data.layout.num_rows if self._data.layout else None
+
+    @property
+    def row_plates(self) -> tuple[str, ...]:
+        """Names of the plates that stand for the rows; none if the model sees all rows at once."""
+        return self._data.layout.plates if self._data.layout else ()
+
+    @property
+    def subsamples(self) -> bool:
+        """Whether the model sees some of its rows at a time."""
+        return self._data.layout is not None
+
+    @property
+    def has_local_sites(self) -> bool:
+        """Whether a latent site lies along the rows of which the model sees some at a time."""
+        axes = self._data.layout.axes if self._data.layout else {}
+        return any(site.kind in ("latent", "discrete") for key, site in self.sites.items() if key in axes)
+
+    @property
+    def max_plate_nesting(self) -> int:
+        """Number of batch dimensions that plates use."""
+        return self._data.structure.max_plate_nesting
+
+    @property
+    def example(self) -> Batch | None:
+        """A batch to set up guides and to capture with: the first rows, or the first batch of a loader.
+
+        ``None`` if the model sees all rows at once.
+        """
+        return self._data.example
+
+    def all_rows(self) -> tuple[tuple[Any, ...], dict[str, Any], Callable[[], AbstractContextManager[Any]]]:
+        """Arguments with which model and guide see all rows at once, and what makes the context to run them in.
+
+        Raises:
+            ModelError: The data are not held as a whole, or a plate of the model takes only a part of its rows.
+        """
+        return self._data.all_rows()
+
+    def batches(self, seed: int = 0, *, fixed_size: bool = False) -> Batches | LoaderBatches:
+        """Batches of rows without end, each epoch in a random order that visits every row once.
+
+        Args:
+            seed: Seed of the orders.
+            fixed_size: Whether all batches have the same size: rows that are left at the end of an epoch are then
+                filled up with the first ones of the next. Always so for a model whose plate has a ``subsample_size``.
+                A data loader makes its batches itself.
+
+        Raises:
+            ArgumentError: The problem has no minibatch.
+            ModelError: The rows of the model cannot be chosen from outside.
+        """
+        return self._data.batches(seed, fixed_size=fixed_size)
+
+    def pieces(self) -> Iterator[tuple[Batch, int]]:
+        """All rows in their order, batch by batch, each with the number of its rows that count.
+
+        A model that takes no smaller batch gets the last rows filled up with others, which do not count.
+
+        Raises:
+            ModelError: The rows come from a data loader, in no order, or cannot be chosen from outside.
+        """
+        return self._data.pieces()
+
+    def row_axis(self, site: str) -> int | None:
+        """Axis of a site that lies along the rows of which the model sees some at a time; ``None`` if it has none."""
+        return self._data.layout.axes.get(site) if self._data.layout else None
+
+    def rows(self, index: Tensor | None, size: int | None = None) -> Rows:
+        """What model and guide have to be run in to see the rows ``index`` of a batch and no others.
+
+        Args:
+            index: Rows of the batch; ``None`` for those of a data loader.
+            size: Rows in the batch; the length of ``index`` by default.
+        """
+        return self._data.rows(index, size)
 
     def prior(self, num_draws: int = 1000, seed: int = 0) -> Posterior:
         """Draws of the latent and deterministic sites from the prior.
@@ -153,7 +359,7 @@ class Problem:
                     f"site {key!r} has an improper prior (ImproperUniform), from which nothing can be drawn"
                 )
 
-        draws = self._repeat(_Given([], {}), [], names, num_draws, seed=seed)
+        draws = self._repeat({}, [self.sites[key] for key in names], num_draws, seed=seed)
         return Posterior({key: value[None] for key, value in draws.items()}, method="prior", info={"seed": seed})
 
     def predictive(self, posterior: Posterior, seed: int = 0) -> dict[str, Tensor]:
@@ -165,9 +371,9 @@ class Problem:
         Raises:
             ArgumentError: ``posterior`` lacks a latent site of this problem.
         """
-        names, latent = self._latent_of(posterior)
-        given = _Given(names, {key: self.sites[key].batch_shape for key in self.observed})
-        return _by_chain(posterior, self._repeat(given, latent, list(self.observed), len(latent[0]), seed=seed))
+        given, observed = self._latent_of(posterior), self._observed_sites
+        draws = posterior.num_chains * posterior.num_draws
+        return _by_chain(posterior, self._repeat(given, observed, draws, seed=seed, redraw=observed))
 
     def log_likelihood(self, posterior: Posterior) -> dict[str, Tensor]:
         """Log density of every observed row given each draw of the latent sites; zero where a row is masked.
@@ -186,13 +392,17 @@ class Problem:
                 "row given the "
                 "continuous sites is not available for models with discrete sites"
             )
-        names, latent = self._latent_of(posterior)
-        given = _Given(names, {}, log_prob=True)
-        return _by_chain(posterior, self._repeat(given, latent, list(self.observed), len(latent[0]), seed=0))
+        draws = posterior.num_chains * posterior.num_draws
+        values = self._repeat(self._latent_of(posterior), self._observed_sites, draws, seed=0, log_prob=True)
+        return _by_chain(posterior, values)
 
     # --- many runs of the model -------------------------------------------------------------------------------------
 
-    def _latent_of(self, posterior: Posterior) -> tuple[list[str], list[Tensor]]:
+    @property
+    def _observed_sites(self) -> list[Site]:
+        return [site for site in self.sites.values() if site.kind == "observed"]
+
+    def _latent_of(self, posterior: Posterior) -> dict[str, Tensor]:
         names = [key for key, site in self.sites.items() if site.kind == "latent"]
         flat = posterior.flat()
         for key in names:
@@ -203,64 +413,53 @@ class Problem:
                     f"draws of site {key!r} have shape {tuple(flat[key].shape[1:])}; this problem's site has "
                     f"{tuple(self.sites[key].shape)}"
                 )
-        return names, [flat[key].to(self.dtype) for key in names]
+        return {key: flat[key].to(self.dtype) for key in names}
 
     def _repeat(
-        self, given: _Given, latent: list[Tensor], wanted: list[str], num_draws: int, *, seed: int
+        self, given: Mapping[str, Tensor], wanted: list[Site], num_draws: int, *, seed: int, **how: Any
     ) -> dict[str, Tensor]:
-        """Run the model once per draw, vectorized by ``torch.vmap`` where its operators allow it, else one by one."""
-        if not wanted:
-            return {}
-
-        def once(zero: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
-            with _OwnMemory(zero):
-                return given.run(self.model, self.args, self.kwargs, values, [self.sites[key] for key in wanted])
-
-        size = sum(self.sites[key].shape.numel() for key in wanted) + 1
-        inputs = (torch.zeros(num_draws), *latent)
-        with user_errors(self.name), model_run(seed=seed, dtype=self.dtype, validate=False), torch.no_grad():
-            try:
-                with warnings.catch_warnings():
-                    # torch says that an operator has no batching rule and is run row by row: right, only slower; and
-                    # that its own rule for binomial draws resizes their memory
-                    warnings.filterwarnings("ignore", message="There is a performance drop")
-                    warnings.filterwarnings("ignore", message="An output with one or more elements was resized")
-                    chunk = max(1, CHUNK_NUMBERS // size)
-                    parts = torch.vmap(once, randomness="different", chunk_size=chunk)(*inputs)
-            except (RuntimeError, NotImplementedError, ValueError, TypeError):
-                # the model looks into its values, or shapes them by hand: the same runs, one after another
-                each = [once(*(value[i] for value in inputs)) for i in range(num_draws)]
-                parts = tuple(torch.stack(values) for values in zip(*each, strict=True))
-        return dict(zip(wanted, parts, strict=True))
-
-    # --- reading the arguments ----------------------------------------------------------------------------------------
-
-    def _read(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], data: Mapping[int, Any]
-    ) -> tuple[torch.dtype, Structure, tuple[Any, ...], dict[str, Any]]:
-        """Convert the data, in float64 if the model's own tensors mix with it, else in the default type."""
-        own = torch.get_default_dtype()
-        dtypes = [torch.float64] if own == torch.float64 else [torch.float64, own]
-        for i, dtype in enumerate(dtypes):
-            converted = pytree.tree_map(
-                lambda leaf, to=dtype: _to_dtype(data.get(id(leaf), leaf), to), (args, dict(kwargs))
+        """Run the model once per draw; piece by piece of the rows where it is not run on all of them at once."""
+        how |= {"num_runs": num_draws, "name": self.name, "dtype": self.dtype}
+        if not self._data.by_part:
+            return many_runs(self.model, self.args, self.kwargs, given=given, wanted=wanted, seed=seed, **how)
+        layout = self._data.rows_of_batches
+        seeds = torch.Generator().manual_seed(seed)
+        pieces: dict[str, list[Tensor]] = {site.name: [] for site in wanted}
+        for batch, kept in self._data.pieces():
+            values = self._repeat_piece(
+                given, wanted, batch, seed=int(torch.randint(2**31, (), generator=seeds)), **how
             )
-            try:
-                structure = read_structure(self.model, *converted, name=self.name, dtype=dtype)
-            except ModelError as error:
-                if i + 1 < len(dtypes) and _mixes_types(error):
-                    continue
-                raise
-            if dtype != torch.float64:
-                warnings.warn(
-                    f"model {self.name} holds {dtype} tensors of its own, so it runs in {dtype}; pass them as "
-                    "arguments, or make "
-                    "them float64, for the full precision",
-                    LabWarning,
-                    stacklevel=3,
-                )
-            return dtype, structure, *converted
-        raise AssertionError("unreachable")
+            for site in wanted:
+                along = layout.axes.get(site.name)
+                if along is not None:
+                    pieces[site.name].append(values[site.name].narrow(along + 1, 0, kept))
+                elif not pieces[site.name]:
+                    pieces[site.name].append(values[site.name])
+                    if site.kind == "latent":
+                        given = {**given, site.name: values[site.name]}  # drawn once for all rows
+        return {
+            key: torch.cat(parts, layout.axes[key] + 1) if key in layout.axes else parts[0]
+            for key, parts in pieces.items()
+        }
+
+    def _repeat_piece(
+        self, given: Mapping[str, Tensor], wanted: list[Site], batch: Batch, *, redraw: Sequence[Site] = (), **how: Any
+    ) -> dict[str, Tensor]:
+        layout, index = self._data.rows_of_batches, batch.index
+        assert index is not None
+        return many_runs(
+            self.model,
+            batch.args,
+            batch.kwargs,
+            given={
+                key: value.index_select(layout.axes[key] + 1, index) if key in layout.axes else value
+                for key, value in given.items()
+            },
+            wanted=[layout.site(site, batch.size) for site in wanted],
+            redraw=[layout.site(site, batch.size) for site in redraw],
+            around=lambda: self.rows(index),
+            **how,
+        )
 
     def _check_dims(self) -> None:
         for key, names in self._dims.items():
@@ -287,130 +486,6 @@ class Problem:
         return dict(zip(self.dims(site.name), site.shape, strict=True))
 
 
-class _OwnMemory(TorchFunctionMode):
-    """Gives every row of a vmap memory of its own where new memory is asked for.
-
-    torch's distributions draw with ``torch.empty(shape).normal_()``; vmap refuses to write draws that differ by row
-    into
-    memory that all rows share.
-
-    Args:
-        zero: A zero for each row.
-    """
-
-    def __init__(self, zero: Tensor) -> None:
-        super().__init__()
-        self.zero = zero
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func in _NEW_MEMORY and isinstance(result, Tensor):
-            return torch.zeros_like(result) + self.zero.to(result)
-        return result
-
-
-_NEW_MEMORY = (torch.empty, torch.empty_like, Tensor.new, Tensor.new_empty)
-
-
-class _Given:
-    """One run of a model with some sites given and others drawn anew."""
-
-    def __init__(self, names: Sequence[str], redraw: Mapping[str, torch.Size], *, log_prob: bool = False) -> None:
-        self.names, self.redraw, self.log_prob = names, redraw, log_prob
-
-    def run(
-        self,
-        model: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        values: Sequence[Tensor],
-        wanted: Sequence[Site],
-    ) -> tuple[Tensor, ...]:
-        substitute = _Substitute(dict(zip(self.names, values, strict=True)), self.redraw)
-        with poutine.block(), poutine.trace() as tracer, substitute:
-            model(*args, **kwargs)
-        nodes: dict[str, Any] = tracer.trace.nodes
-        if not self.log_prob:
-            return tuple(nodes[site.name]["value"].expand(site.shape) for site in wanted)
-        # rows that are masked are not observed: they say nothing
-        return tuple(
-            scale_and_mask(node["fn"].log_prob(node["value"]).expand(site.batch_shape), mask=node["mask"])
-            for site, node in ((site, nodes[site.name]) for site in wanted)
-        )
-
-
-class _Substitute(Messenger):
-    """Gives latent sites their values; draws observed ones anew, in the batch shape that is given."""
-
-    def __init__(self, values: Mapping[str, Tensor], redraw: Mapping[str, torch.Size]) -> None:
-        super().__init__()
-        self.values, self.redraw = values, redraw
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.redraw:
-            msg["is_observed"], msg["value"], msg["done"] = False, None, False
-            if msg["fn"].batch_shape != self.redraw[msg["name"]]:
-                # data without a plate are broadcast over: each value is a draw of its own
-                msg["fn"] = msg["fn"].expand(self.redraw[msg["name"]])
-        elif msg["name"] in self.values and not msg["is_observed"]:
-            msg["value"], msg["done"] = self.values[msg["name"]], True
-
-
 def _by_chain(posterior: Posterior, flat: Mapping[str, Tensor]) -> dict[str, Tensor]:
     shape = (posterior.num_chains, posterior.num_draws)
     return {key: value.reshape(*shape, *value.shape[1:]) for key, value in flat.items()}
-
-
-def _argument_names(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments by the model's own names, positions where it has none."""
-    try:
-        signature = inspect.signature(getattr(model, "forward", model))
-        bound = signature.bind(*args, **kwargs)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, TypeError):
-            raise ModelError(
-                f"model {getattr(model, '__name__', type(model).__name__)} cannot take these arguments: {error}"
-            ) from error
-        return {**{f"argument {i}": value for i, value in enumerate(args)}, **kwargs}
-    names: dict[str, Any] = {}
-    for key, value in bound.arguments.items():
-        kind = signature.parameters[key].kind
-        if kind is inspect.Parameter.VAR_POSITIONAL:
-            names.update({f"{key}[{i}]": item for i, item in enumerate(value)})
-        elif kind is inspect.Parameter.VAR_KEYWORD:
-            names.update(value)
-        else:
-            names[key] = value
-    return names
-
-
-def _as_tensor(name: str, value: Any, index_coords: dict[int, list[Any]]) -> Any:
-    """NumPy and pandas data as tensors, all else as it is; remembers the index of pandas data by its length."""
-    module = type(value).__module__.partition(".")[0]
-    if module == "pandas" and hasattr(value, "to_numpy"):
-        columns = {str(key): value[key] for key in value.columns} if hasattr(value, "columns") else {name: value}
-        for key, column in columns.items():
-            if column.dtype.kind not in "biuf":
-                raise DataError(
-                    f"column {key!r} of argument {name!r} is not numeric (dtype {column.dtype}); encode it as numbers"
-                )
-        if type(value.index).__name__ != "RangeIndex":
-            index_coords[len(value)] = value.index.tolist()
-        return torch.as_tensor(value.to_numpy().copy())
-    if module == "numpy" and hasattr(value, "dtype") and getattr(value, "ndim", 0) > 0:
-        if value.dtype.kind not in "biuf":
-            raise DataError(f"argument {name!r} is not numeric (dtype {value.dtype}); encode it as numbers")
-        return torch.as_tensor(value.copy())
-    return value
-
-
-def _mixes_types(error: ModelError) -> bool:
-    """Whether torch refused to mix float32 with float64."""
-    text = str(error).lower()
-    return "dtype" in text or "scalar type" in text
-
-
-def _to_dtype(leaf: Any, dtype: torch.dtype) -> Any:
-    return leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf

@@ -81,12 +81,14 @@ class Structure:
         observed: Values of the observed sites.
         max_plate_nesting: Number of batch dimensions that plates use.
         subsampled: Names of the plates that see a part of their rows only.
+        sizes: How many rows each of these sees, and how many it has.
     """
 
     sites: Mapping[str, Site]
     observed: Mapping[str, Tensor]
     max_plate_nesting: int
     subsampled: tuple[str, ...]
+    sizes: Mapping[str, tuple[int, int]]
 
 
 def read_structure(
@@ -96,8 +98,17 @@ def read_structure(
     *,
     name: str,
     dtype: torch.dtype,
+    num_runs: int = STRUCTURE_RUNS,
 ) -> Structure:
     """Run the model at different points, with Pyro's validation on, and describe its sites.
+
+    Args:
+        model: The Pyro model.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        name: What to call it in messages.
+        dtype: Type of the latent sites' values.
+        num_runs: Runs at random points, whose sites have to be those of the first run; at least 1.
 
     Raises:
         ModelError: The model cannot be run, has a site of a kind that is not supported, has no latent sites, or
@@ -119,7 +130,7 @@ def read_structure(
     first = _run(model, args, kwargs, zeros, name=name, dtype=dtype, seed=0)
     sites = {key: _site(node) for key, node in first.items()}
     runs = 0
-    while runs < STRUCTURE_RUNS:
+    while runs < num_runs:
         try:
             other = _run(model, args, kwargs, uniform, name=name, dtype=dtype, seed=1 + runs)
         except ModelError as error:
@@ -139,11 +150,13 @@ def read_structure(
         _check_finite(key, value)
         _check_support(key, value, first[key], other[key])
     frames = [frame for node in first.values() for frame in node["cond_indep_stack"] if frame.vectorized]
+    sizes = {f.name: (f.size, f.full_size) for f in frames if f.full_size is not None and f.full_size != f.size}
     return Structure(
         sites=sites,
         observed=observed,
         max_plate_nesting=max((-frame.dim for frame in frames), default=0),
-        subsampled=tuple(dict.fromkeys(f.name for f in frames if f.full_size is not None and f.full_size != f.size)),
+        subsampled=tuple(sizes),
+        sizes=sizes,
     )
 
 

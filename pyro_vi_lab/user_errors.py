@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Mapping
+from types import FrameType
 from typing import Any
 
 from torch import Tensor
@@ -47,10 +48,30 @@ def is_indefinite(error: BaseException | None) -> bool:
 
 def user_line(error: BaseException) -> str:
     """``file:line`` of the innermost frame that belongs to the user and not to torch, Pyro or this package."""
-    here = os.path.dirname(__file__)
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        library = f"{os.sep}site-packages{os.sep}" in frame.filename or f"{os.sep}lib{os.sep}python" in frame.filename
-        ours = frame.filename.startswith(here) and not frame.filename.startswith(os.path.join(here, "models"))
-        if not library and not ours and not frame.filename.startswith("<frozen"):
-            return f"{frame.filename}:{frame.lineno}"
+    for frame, line in reversed([*traceback.walk_tb(error.__traceback__)]):
+        if _is_users_frame(frame):
+            return f"{frame.f_code.co_filename}:{line}"
     return ""
+
+
+def frame_line(frame: FrameType | None) -> str:
+    """``file:line`` of the innermost of ``frame`` and its callers that belongs to the user."""
+    while frame is not None:
+        if _is_users_frame(frame):
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
+
+
+def _is_users_frame(frame: FrameType) -> bool:
+    # libraries make functions from strings, too; the user's are those of `python -c`
+    made = frame.f_code.co_filename == "<string>" and frame.f_globals.get("__name__") != "__main__"
+    return is_users(frame.f_code.co_filename) and not made
+
+
+def is_users(filename: str) -> bool:
+    """Whether a source file belongs neither to a library nor to this package."""
+    here = os.path.dirname(__file__)
+    library = f"{os.sep}site-packages{os.sep}" in filename or f"{os.sep}lib{os.sep}python" in filename
+    ours = filename.startswith(here) and not filename.startswith(os.path.join(here, "models"))
+    return not library and not ours and not filename.startswith("<frozen")

@@ -11,8 +11,9 @@ import torch
 from scipy import optimize, stats
 from torch import Tensor
 
-from pyro_vi_lab.density_engine import Record, Result, Status, ascend, tolerance
+from pyro_vi_lab.density_engine import Record, Result, Status, ascend
 from pyro_vi_lab.families import FAMILIES, Dense, Family, Params
+from pyro_vi_lab.natural_step import tolerance
 
 each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
@@ -35,6 +36,12 @@ class Target:
         assert z.dtype == self.dtype
         self.rows += z[..., 0].numel()
         return self.function(z)
+
+    def traceable(self) -> None:
+        return None
+
+    def chosen(self, index: Tensor) -> Target:
+        return self
 
 
 def gaussian(loc: Tensor, precision: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:

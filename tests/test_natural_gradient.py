@@ -28,13 +28,13 @@ from torch import Tensor
 from torch.distributions import constraints
 
 import pyro_vi_lab as vl
-from pyro_vi_lab.density_engine import tolerance
 from pyro_vi_lab.errors import ArgumentError
 from pyro_vi_lab.families import FAMILIES, Dense, Family, Params, Tangent
 from pyro_vi_lab.families.particles import antithetic
 from pyro_vi_lab.guides import FullRankNormal, MeanFieldNormal
 from pyro_vi_lab.models import LinearRegression
 from pyro_vi_lab.natural_gradient import Estimate, estimate
+from pyro_vi_lab.natural_step import tolerance
 
 STANDARD_ERRORS = 5  # fails a right answer once in two million
 EPS = torch.finfo(torch.float64).eps

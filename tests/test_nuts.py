@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import importlib
 import math
 import random
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,12 +17,14 @@ from torch import Tensor
 from torch.distributions import constraints
 
 import pyro_vi_lab as vl
-from pyro_vi_lab import arviz_bridge
-from pyro_vi_lab.errors import ArgumentError, ModelError
+from pyro_vi_lab import arviz_bridge, nutpie_bridge
+from pyro_vi_lab.errors import ArgumentError, CompileError, ModelError
 from pyro_vi_lab.models import build
 from pyro_vi_lab.models.eight_schools import EFFECTS
 from pyro_vi_lab.models.eight_schools import STANDARD_ERRORS as SIGMA
+from pyro_vi_lab.native import NativeFunction, compiler
 
+nuts_module = importlib.import_module("pyro_vi_lab.nuts")  # the package has a function of that name
 STANDARD_ERRORS = 5  # fails a right answer once in two million
 BACKENDS = ("nutpie", "pyro")
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
@@ -187,7 +191,14 @@ def test_stats_and_info(backend: Any) -> None:
     info = dict(posterior.info)
     assert info.pop("seconds") > 0
     assert info.pop("num_gradients") > 2 * 140
-    assert info == {"seed": 3, "backend": backend, "num_warmup": 100, "target_accept": 0.85}
+    assert info == {
+        "seed": 3,
+        "backend": backend,
+        "tier": "graph",
+        "start": "uniform",
+        "num_warmup": 100,
+        "target_accept": 0.85,
+    }
 
 
 def test_gradients_are_counted() -> None:
@@ -217,7 +228,9 @@ def test_start_from_a_fit(backend: Any) -> None:
     guide = vl.guides.FullRankNormal(two_islands, init_loc_fn=lambda site: torch.tensor(510.0, dtype=torch.float64))
     fit = vl.fit(problem, guide, progress=False)
     assert fit.loc.item() == pytest.approx(500, abs=1e-3)
-    x = draw(problem, backend=backend, start=fit, num_warmup=100, num_draws=300).draws["x"]
+    posterior = draw(problem, backend=backend, start=fit, num_warmup=100, num_draws=300)
+    assert posterior.info["start"] == fit.method
+    x = posterior.draws["x"]
     assert_mean(x, 500.0)
     assert (x - 500).abs().max() < 6
 
@@ -248,6 +261,106 @@ def test_starts_are_tried_until_one_is_finite() -> None:
     x = draw(model).draws["x"]
     assert (x > 1.2).all()
     assert_mean(x, 1.5)
+
+
+# Tiers
+
+
+needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C compiler")
+
+
+@needs_compiler
+@each_backend
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_machine_code_draws_from_the_same_posterior(backend: Any, dtype: torch.dtype) -> None:
+    def model(y: Tensor) -> None:
+        x = pyro.sample("x", dist.Normal(torch.zeros(2, dtype=dtype), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(x, 2.0).to_event(1), obs=y)
+
+    y = torch.tensor([5.0, -10.0], dtype=dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", vl.LabWarning)  # single precision
+        posterior = draw(vl.Problem(model, y), backend=backend, compile=True, num_draws=400)
+    assert posterior.info["tier"] == "native"
+    assert posterior.info["num_gradients"] > 2 * 700
+    x = posterior.draws["x"].double()
+    assert_mean(x, y.double() / 5)
+    assert_mean((x - y / 5).square(), [0.8, 0.8])
+
+
+@needs_compiler
+def test_compiled_chains_are_the_same_for_the_same_seed() -> None:
+    one, same, other = (draw(normal, compile=True, seed=seed).draws["x"] for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+@needs_compiler
+def test_compiling_must_pay() -> None:
+    problem = build("eight_schools")
+    few = draw(problem, num_chains=1, num_warmup=5, num_draws=5)
+    many = draw(problem, num_chains=4, num_warmup=1000, num_draws=1000)
+    never = draw(problem, num_chains=1, num_warmup=5, num_draws=5, compile=False)
+    assert [one.info["tier"] for one in (few, many, never)] == ["graph", "native", "graph"]
+    assert many.problems() == []
+
+
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("CC", "CXX"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(nuts_module, "GRAPH_SECONDS_PER_NODE", 1e6)
+    assert draw(normal, num_warmup=20, num_draws=20).info["tier"] == "graph"
+    with pytest.raises(CompileError, match="no C compiler"):
+        draw(normal, compile=True)
+
+
+@needs_compiler
+def test_an_operator_that_cannot_be_compiled() -> None:
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(torch.zeros(2, 2, dtype=torch.float64), 1.0).to_event(2))
+        pyro.factor("norm", -torch.linalg.svdvals(x).sum())
+
+    with pytest.raises(CompileError, match="_linalg_svd"):
+        draw(model, compile=True)
+    assert draw(model, num_warmup=20, num_draws=20).info["tier"] == "graph"
+
+
+@pytest.mark.filterwarnings("ignore:.*eager tier.*:pyro_vi_lab.errors.LabWarning")
+def test_a_model_without_a_graph_cannot_be_compiled() -> None:
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.factor("branch", x if float(x.detach()) > 0 else -x)
+
+    with pytest.raises(CompileError, match="eager tier"):
+        draw(model, compile=True)
+    assert draw(model, num_warmup=20, num_draws=20).info["tier"] == "eager"
+
+
+@needs_compiler
+def test_machine_code_that_disagrees_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NativeFunction, "__call__", lambda self, z: (z.sum() + 1, z + 1))
+    with pytest.warns(vl.LabWarning, match="machine code of model normal disagrees"):
+        posterior = draw(normal, compile=True, num_warmup=20, num_draws=20)
+    assert posterior.info["tier"] == "graph"
+
+
+@needs_compiler
+def test_a_nutpie_that_takes_no_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise TypeError("LogpFunc.__new__() takes 2 positional arguments")
+
+    monkeypatch.setattr(nutpie_bridge, "_native_model", refuse)
+    with pytest.warns(vl.LabWarning, match=r"takes no C functions \(TypeError: LogpFunc"):
+        posterior = draw(normal, compile=True)
+    assert posterior.info["tier"] == "native"
+    assert_mean(posterior.draws["x"], LOC)
+
+
+@pytest.mark.parametrize("value", [2, "always", None])
+def test_compile_is_yes_no_or_auto(value: Any) -> None:
+    with pytest.raises(ArgumentError, match="compile must be True, False or 'auto'"):
+        draw(normal, compile=value)
 
 
 # Arguments

@@ -11,8 +11,8 @@ import torch
 
 import pyro_vi_lab as vl
 from pyro_vi_lab import arviz_bridge
-from pyro_vi_lab.density_engine import tolerance
 from pyro_vi_lab.families import Params
+from pyro_vi_lab.natural_step import tolerance
 from tests import posteriordb
 from tests.posteriordb import POSTERIORS, Case, Loaded
 

@@ -141,14 +141,14 @@ class Family:
         sizes = torch.as_tensor(lr, dtype=values.dtype, device=values.device) * factors.reshape(
             -1, *(1,) * (values.dim() - 1)
         )
-        sizes = sizes.expand(STEP_SIZES, *values.shape[:-1]).clone()
-        sizes[-1] = torch.minimum(sizes[-1], _safe_size(values, loc_values, shift, max_kl))
+        sizes = sizes.expand(STEP_SIZES, *values.shape[:-1])
+        last = torch.minimum(sizes[-1], _safe_size(values, loc_values, shift, max_kl))
+        sizes = torch.cat([sizes[:-1], last.unsqueeze(0)])
         rho = sizes.unsqueeze(-1)
         kl = _kl_of_step(retract(rho * values), rho * shift / loc_precision(rho * loc_values))
         # the first candidate inside the region; the last one always is, up to rounding
-        inside = (kl <= torch.as_tensor(max_kl, dtype=kl.dtype, device=kl.device)).int()
-        inside[-1] = 1
-        index = inside.argmax(0, keepdim=True)
+        inside = kl[:-1] <= torch.as_tensor(max_kl, dtype=kl.dtype, device=kl.device)
+        index = torch.cat([inside, torch.ones_like(inside[:1])]).int().argmax(0, keepdim=True)
         size, kl = sizes.gather(0, index)[0], kl.gather(0, index)[0]
 
         rho = size.unsqueeze(-1)

@@ -22,18 +22,28 @@ def antithetic(
     generator: torch.Generator,
     dtype: torch.dtype,
 ) -> Tensor:
-    r"""Pairs ±ε, whitened where there are enough of them so that their second moment is exactly the identity.
-
-    With first, second and third moments exact, the estimate of a natural gradient has no variance at all where the
-    target
-    is Gaussian, wherever q is: one full natural step is then exact.
+    """Pairs ±ε of independent draws, :func:`paired`.
 
     Shape:
         result ``(K, *R, D)`` with K even.
     """
-    half = noise.sample((num_particles // 2, *batch, dim), generator=generator, dtype=dtype)
-    if num_particles // 2 >= ROOM * dim + 1:
-        second_moment = torch.einsum("k...d,k...e->...de", half, half) / len(half)
-        factor = torch.linalg.cholesky(second_moment)
-        half = torch.linalg.solve_triangular(factor, half.movedim(0, -1), upper=False).movedim(-1, 0)
+    return paired(noise.sample((num_particles // 2, *batch, dim), generator=generator, dtype=dtype))
+
+
+def paired(half: Tensor) -> Tensor:
+    r"""Pairs ±ε, whitened where there are enough of them so that their second moment is exactly the identity.
+
+    With first, second and third moments exact, the estimate of a natural gradient has no variance at all where the
+    target is Gaussian, wherever q is: one full natural step is then exact.
+
+    Shape:
+        half ``(K / 2, *R, D)``, result ``(K, *R, D)``.
+    """
+    pairs, dim = half.shape[0], half.shape[-1]
+    if pairs >= ROOM * dim + 1:
+        columns = half.movedim(0, -1)
+        factor = torch.linalg.cholesky(columns @ columns.mT / pairs)
+        identity = torch.eye(dim, dtype=half.dtype, device=half.device)
+        inverse = torch.linalg.solve_triangular(factor, identity.expand(factor.shape), upper=False)
+        half = (inverse @ columns).movedim(-1, 0)
     return torch.cat([half, -half])

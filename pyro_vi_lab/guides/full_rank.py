@@ -23,6 +23,9 @@ class FullRankNormal(FamilyGuide):
         init_loc_fn: Where to start each site; at zero on the unconstrained scale by default.
         init_scale: Standard deviation of every coordinate of z at the start.
 
+    A latent site in a plate of which a call sees some rows only (``subsample_size``, minibatches) is refused: its rows
+    depend on all others. Use :class:`~pyro_vi_lab.guides.MeanFieldNormal`.
+
     References:
         Kucukelbir et al. 2017, "Automatic differentiation variational inference", JMLR 18, Section 2.4.
     """

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any, ClassVar
 
+import pyro
 import pyro.distributions as dist
+import torch
 from pyro.distributions.transforms import AffineTransform
 from torch import Tensor
 from torch.distributions import constraints
@@ -22,6 +26,11 @@ class MeanFieldNormal(FamilyGuide):
         model: A Pyro model.
         init_loc_fn: Where to start each site; at zero on the unconstrained scale by default.
         init_scale: Standard deviation of every coordinate of z at the start.
+        create_plates: As in Pyro's guides, plates that guide and model share; not needed in general.
+
+    Latent sites may lie in a plate of which each call sees some rows (``pyro.plate(..., subsample_size=...)``, or a
+    fit of a :class:`~pyro_vi_lab.Problem` with a minibatch): the guide has a location and a scale for every row, and a
+    call draws those that the model sees, and no others.
 
     References:
         Kucukelbir et al. 2017, "Automatic differentiation variational inference", JMLR 18, Section 2.4.
@@ -30,6 +39,7 @@ class MeanFieldNormal(FamilyGuide):
     family: ClassVar = FAMILIES["mean_field"]
     scale_name: ClassVar = "scale"
     scale_constraint: ClassVar = constraints.positive
+    takes_rows: ClassVar = True
     scale: Tensor
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> Any:
@@ -39,3 +49,46 @@ class MeanFieldNormal(FamilyGuide):
     def get_transform(self, *args: Any, **kwargs: Any) -> Any:
         """From standard noise to z."""
         return AffineTransform(self.loc, self.scale, event_dim=1)
+
+    def _draw(self, plates: Mapping[str, Any], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        by_row = self._by_row(plates)
+        if not by_row:
+            return super()._draw(plates, *args, **kwargs)
+        parts, position = {}, 0
+        for name, shape in self._unconstrained_shapes.items():
+            parts[name] = slice(position, position + shape.numel())
+            position += shape.numel()
+        values = self._draw_globals({name: part for name, part in parts.items() if name not in by_row})
+        loc, scale = self.loc, self.scale
+        for name, frames in by_row.items():
+            event_dim, shape = self._event_dim(name), self._unconstrained_shapes[name]
+            mean, sd = loc[parts[name]].view(shape), scale[parts[name]].view(shape)
+            for frame in frames:
+                index = torch.as_tensor(plates[frame.name].indices, device=loc.device)
+                mean, sd = (value.index_select(frame.dim - event_dim, index) for value in (mean, sd))
+            with ExitStack() as stack:
+                for frame in self._stacks[name]:
+                    stack.enter_context(plates[frame.name])
+                values[name] = pyro.sample(
+                    f"{name}_unconstrained", dist.Normal(mean, sd).to_event(event_dim), infer={"is_auxiliary": True}
+                )
+        return {name: values[name] for name in parts}
+
+    def _draw_globals(self, parts: Mapping[str, slice]) -> dict[str, Tensor]:
+        """Sites that are not by row, from one vector as :meth:`sample_latent` has it for all sites."""
+        if not parts:
+            return {}
+        loc, scale = (torch.cat([value[part] for part in parts.values()]) for value in (self.loc, self.scale))
+        latent = pyro.sample(
+            f"_{self._pyro_name}_latent", dist.Normal(loc, scale).to_event(1), infer={"is_auxiliary": True}
+        )
+        values, position = {}, 0
+        for name in parts:
+            size = self._unconstrained_shapes[name].numel()
+            # particles in a plate of the objective's come as dimensions to the left
+            shape = torch.broadcast_shapes(
+                self._unconstrained_shapes[name], latent.shape[:-1] + (1,) * self._event_dim(name)
+            )
+            values[name] = latent[..., position : position + size].view(shape)
+            position += size
+        return values

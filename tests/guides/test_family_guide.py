@@ -345,26 +345,45 @@ def test_data_in_a_subsampled_plate(kind: type[FamilyGuide]) -> None:
     assert part.std() > whole.std()
 
 
+def local(subsample: Tensor) -> None:
+    with pyro.plate("row", 10, subsample=subsample):
+        pyro.sample("x", dist.LogNormal(0.0, 1.0))
+
+
 @each_guide
 def test_create_plates(kind: type[FamilyGuide]) -> None:
-    """A plate of the user's own, over which guide and model agree, through the list that owns the guides."""
-
-    def local(subsample: Tensor) -> None:
-        with pyro.plate("row", 10, subsample=subsample):
-            pyro.sample("x", dist.LogNormal(0.0, 1.0))
+    """A plate of the user's own, over which guide and model agree, alone or through the list that owns the guides."""
 
     def create_plates(subsample: Tensor) -> Any:
         return pyro.plate("row", 10, subsample=subsample)
 
-    guide = AutoGuideList(local, create_plates=create_plates)
-    guide.append(kind(local))
+    part = kind(local)
+    guides: list[Any] = [AutoGuideList(local, create_plates=create_plates), kind(local, create_plates=create_plates)]
+    guides[0].append(part)
     subsample = torch.tensor([1, 5, 7])
-    guide(subsample)
-    trace = poutine.trace(guide).get_trace(torch.tensor([2, 3, 9]))
-    assert trace.nodes["row"]["value"].tolist() == [2, 3, 9]
-    assert trace.nodes["x"]["value"].shape == (3,)
-    assert trace.nodes["x"]["scale"] == pytest.approx(10 / 3)
-    assert math.isfinite(SVI(local, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO()).step(subsample))
+    for guide in guides:
+        pyro.clear_param_store()
+        if not kind.takes_rows:
+            for _ in range(2):
+                with pytest.raises(
+                    ModelError, match=f"{kind.__name__} has one vector.*site 'x' in plate 'row'.*MeanFie"
+                ):
+                    guide(subsample)
+            continue
+        guide(subsample)
+        trace = poutine.trace(guide).get_trace(torch.tensor([2, 3, 9]))
+        assert trace.nodes["row"]["value"].tolist() == [2, 3, 9]
+        assert trace.nodes["x"]["value"].shape == (3,)
+        assert trace.nodes["x"]["scale"] == pytest.approx(10 / 3)
+        assert math.isfinite(SVI(local, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO()).step(subsample))
+
+
+@each_guide
+def test_a_plate_that_is_seen_as_a_whole_may_be_a_part_for_others(kind: type[FamilyGuide]) -> None:
+    """All rows of a plate with latent sites, given one by one, are no part of it."""
+    guide = kind(local)
+    trace = poutine.trace(guide).get_trace(torch.arange(10))
+    assert trace.nodes["x"]["value"].shape == (10,)
 
 
 # Together with the rest of Pyro

@@ -1,0 +1,327 @@
+"""Fit a guide over a family by natural gradients of the log density."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pyro import poutine
+from torch import Tensor
+
+from pyro_vi_lab.density import LogDensity
+from pyro_vi_lab.density_batch import DensityBatch
+from pyro_vi_lab.density_engine import Record, Result, Status, ascend
+from pyro_vi_lab.errors import ArgumentError, LabWarning, unknown_name
+from pyro_vi_lab.families import Family, Params
+from pyro_vi_lab.fit_progress import fit_progress
+from pyro_vi_lab.fitted import Fit, draw
+from pyro_vi_lab.guides import GUIDES, FamilyGuide
+from pyro_vi_lab.isolation import model_run, threads
+from pyro_vi_lab.natural_step import tolerance
+from pyro_vi_lab.problem import Problem
+from pyro_vi_lab.tiers import Compile
+
+RESTART_RADIUS = 2.0
+"""Half-width of the uniform jitter of the restarts' locations, as Stan's initial values."""
+PARALLEL_WORK = 2**22
+"""Numbers per evaluation from which a second intra-op thread pays."""
+
+
+def is_over_family(guide: object) -> bool:
+    """Whether a guide, a guide class or a guide's name is one of ours over a family."""
+    if isinstance(guide, str):
+        return True
+    return isinstance(guide, FamilyGuide) or (isinstance(guide, type) and issubclass(guide, FamilyGuide))
+
+
+def fit_density(
+    problem: Problem,
+    guide: Any,
+    *,
+    lr: float,
+    max_kl: float,
+    num_particles: int | None,
+    num_restarts: int,
+    seed: int,
+    max_steps: int,
+    progress: bool,
+    compile: Compile,
+) -> Fit:
+    """See :func:`pyro_vi_lab.fit`."""
+    if num_particles is not None and num_particles < 4:
+        raise ArgumentError(f"num_particles must be at least 4, got {num_particles!r}")
+    began = time.perf_counter()
+    density = problem.density()
+    name, made = _prepared(problem, guide, seed)
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    start = _start(made, num_restarts, generator, density)
+    settings = _Settings(lr, max_kl, num_particles, max_steps, generator, compile)
+    result = _ascended(density, made.family, start, settings, f"{name} fit of {problem.name}" if progress else "")
+    order = _best_first(density, made.family, result.params, result.status, seed)
+    return _fit_of(problem, name, made, result, order, max_steps=max_steps, seed=seed, began=began)
+
+
+def fit_each(
+    problem: Problem,
+    data: Mapping[str, Tensor],
+    guide: str | type[FamilyGuide] | FamilyGuide = "full_rank",
+    *,
+    lr: float = 1.0,
+    max_kl: float = 8.0,
+    num_particles: int | None = None,
+    seed: int = 0,
+    max_steps: int = 500,
+    progress: bool = True,
+    compile: Compile = "auto",
+) -> list[Fit]:
+    """Fit a guide over a family to each of R data sets of the same shapes, all in one batch.
+
+    Args:
+        problem: The model, with data such as these.
+        data: Argument name to a value for each data set; arguments that are not named stay as they are.
+        guide: A name of ``GUIDES``, a guide class, or an instance, whose present location and scale are the start.
+        lr: As for :func:`pyro_vi_lab.fit`, like all that follow.
+        max_kl: First radius of the trust region.
+        num_particles: Particles per step and data set at the start.
+        seed: Seed of all randomness; the fits share none of it.
+        max_steps: Most steps.
+        progress: Show a progress line on a terminal when the work takes long.
+        compile: Whether graphs are compiled.
+
+    Shape:
+        each value of ``data`` ``(R, *shape of the argument)``.
+
+    Returns:
+        A fit for each data set. Their ``seconds`` are those of the whole batch.
+
+    Raises:
+        ArgumentError: An unknown name of an argument, a shape that does not fit, or an option out of range.
+        DataError: A value is not finite.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+        ...     with pyro.plate("row", len(y)):
+        ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        >>> many = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+        >>> fits = fit_each(Problem(model, many[0]), {"y": many}, progress=False)
+        >>> [round(fit.loc.item(), 1) for fit in fits]
+        [2.0, 5.0]
+    """
+    began = time.perf_counter()
+    problems = problem.each(data)
+    batch = DensityBatch([one.density() for one in problems])
+    if not batch.together:
+        warnings.warn(
+            f"the data sets of model {problem.name} are fitted with a run of their own each, which is slower: its "
+            f"density {problem.density().reason or 'holds its data as constants'}",
+            LabWarning,
+            stacklevel=2,
+        )
+    name, made = _prepared(problem, guide, seed)
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    start = Params(*(value.expand(len(problems), *value.shape).clone() for value in made.params))
+    settings = _Settings(lr, max_kl, num_particles, max_steps, generator, compile)
+    title = f"{len(problems)} {name} fits of {problem.name}"
+    result = _ascended(batch, made.family, start, settings, title if progress else "")
+    return [
+        _fit_of(one, name, made.twin(), result, [r], max_steps=max_steps, seed=seed, began=began)
+        for r, one in enumerate(problems)
+    ]
+
+
+class _Settings(NamedTuple):
+    lr: float
+    max_kl: float
+    num_particles: int | None
+    max_steps: int
+    generator: torch.Generator
+    compile: Compile
+
+
+def _ascended(
+    density: LogDensity | DensityBatch, family: Family, start: Params, settings: _Settings, title: str
+) -> Result:
+    with (
+        threads(_num_threads(density)),
+        fit_progress(bool(title), title, settings.max_steps) as show,
+    ):
+        return ascend(
+            density,
+            family,
+            start,
+            on_step=lambda step, record: show(
+                step, float(record.negative_elbo.min()), f"{record.num_particles} particles"
+            ),
+            **settings._asdict(),
+        )
+
+
+def _fit_of(
+    problem: Problem,
+    name: str,
+    guide: FamilyGuide,
+    result: Result,
+    order: list[int],
+    *,
+    max_steps: int,
+    seed: int,
+    began: float,
+) -> Fit:
+    """The fit whose restarts are some of a batch, best first."""
+    density = problem.density()
+    params = Params(*(value[order] for value in result.params))
+    statuses = tuple(result.status[i] for i in order)
+    if statuses[0] is not Status.DIVERGED:
+        guide.params = Params(*(value[0] for value in params))
+    _name_by_content(guide)
+    return Fit(
+        problem=problem,
+        method=name,
+        guide=guide,
+        params=params,
+        statuses=statuses,
+        message=_message(statuses, density, guide.family, params, float(result.gap[order[0]]), max_steps),
+        num_steps=len(result.records) - 1,
+        num_gradients=result.num_gradients,
+        seconds=time.perf_counter() - began,
+        seed=seed,
+        history=_history(result.records, order),
+    )
+
+
+def _prepared(problem: Problem, guide: Any, seed: int) -> tuple[str, FamilyGuide]:
+    """The guide's name and an instance with parameters; the user's own is where the fit starts, and stays as it is."""
+    if isinstance(guide, str):
+        if guide not in GUIDES:
+            raise unknown_name("guide", guide, GUIDES)
+        guide = GUIDES[guide]
+    kind = guide if isinstance(guide, type) else type(guide)
+    name = next((key for key, one in GUIDES.items() if kind is one), kind.__name__)
+    if isinstance(guide, type):
+        # a guide made from a class is the same every time: its prototype is a run of the model
+        made = problem.kept.get((guide, seed))
+        if made is None:
+            made = problem.kept[guide, seed] = _set_up(problem, _of_class(problem, guide), seed)
+        return name, made.twin()
+    return name, _set_up(problem, guide.twin(), seed)
+
+
+def _of_class(problem: Problem, kind: type[FamilyGuide]) -> FamilyGuide:
+    discrete = [site.name for site in problem.sites.values() if site.kind == "discrete"]
+    return kind(poutine.block(problem.model, hide=discrete) if discrete else problem.model)
+
+
+def _set_up(problem: Problem, guide: FamilyGuide, seed: int) -> FamilyGuide:
+    if guide.prototype_trace is None:
+        with model_run(seed=seed, dtype=problem.dtype, validate=False):
+            guide._setup_prototype(*problem.args, **problem.kwargs)
+    expected = problem.density().dim
+    if guide.latent_dim != expected:
+        raise ArgumentError(
+            f"the guide has {guide.latent_dim} latent dimensions, problem {problem.name} has {expected}"
+        )
+    return guide
+
+
+def _name_by_content(guide: FamilyGuide) -> None:
+    """Give a guide a name of its own in Pyro's param store.
+
+    The store goes by names: under the name of its class the guide would, when it is run, take over the scale of
+    whatever
+    guide of that class is in the store already.
+    """
+    digest = hashlib.blake2b(digest_size=4)
+    for value in guide.params:
+        digest.update(value.numpy(force=True).tobytes())
+    guide._pyro_name = f"{type(guide).__name__}_{digest.hexdigest()}"
+
+
+def _start(guide: FamilyGuide, num_restarts: int, generator: torch.Generator, density: LogDensity) -> Params:
+    params = Params(*(value.to(density.device, density.dtype).unsqueeze(0) for value in guide.params))
+    loc = params.loc.repeat(num_restarts, 1)
+    jitter = (torch.rand(loc[1:].shape, generator=generator, dtype=loc.dtype) * 2 - 1) * RESTART_RADIUS
+    loc[1:] += jitter.to(loc.device)
+    return Params(loc, params.scale.repeat(num_restarts, *(1 for _ in params.scale.shape[1:])))
+
+
+def _num_threads(density: LogDensity | DensityBatch) -> int:
+    present = torch.get_num_threads()
+    return present if density.work * 64 >= PARALLEL_WORK else 1
+
+
+def _best_first(density: LogDensity, family: Family, params: Params, status: list[Status], seed: int) -> list[int]:
+    """Restarts by status, then by ELBO from draws that all of them share."""
+    if len(status) == 1:
+        return [0]
+    rank = [Status.CONVERGED, Status.OUT_OF_STEPS, Status.DIVERGED]
+    _, log_p, log_q = draw(density, family, params, 1000, seed)
+    elbo = torch.nan_to_num((log_p - log_q).mean(0), nan=-math.inf).tolist()
+    return sorted(range(len(status)), key=lambda i: (rank.index(status[i]), -elbo[i]))
+
+
+def _message(
+    statuses: tuple[Status, ...],
+    density: LogDensity,
+    family: Family,
+    params: Params,
+    gap: float,
+    max_steps: int,
+) -> str:
+    others = sum(status is not Status.CONVERGED for status in statuses)
+    suffix = f"; {others} of {len(statuses)} restarts did not converge" if others and len(statuses) > 1 else ""
+    if statuses[0] is Status.CONVERGED:
+        return f"converged: the natural gradient promises less than {tolerance(density.dim):.2g} nats more{suffix}"
+    loc, sd = params.loc[0], family.scale.variance(params.scale[0]).sqrt()
+    size = sd.maximum(loc.abs())
+    worst = int(size.argmax())
+    farthest = (
+        f"{density.labels[worst]} went to {float(loc[worst]):.3g} with standard deviation {float(sd[worst]):.3g} on "
+        "the "
+        "unconstrained scale"
+    )
+    if statuses[0] is Status.OUT_OF_STEPS:
+        return (
+            f"stopped after max_steps={max_steps} with about {gap:.2g} nats still to gain: raise max_steps, or start "
+            f"nearer with the guide's init_loc_fn; {farthest}: if it goes on and on, give this site a proper "
+            f"prior{suffix}"
+        )
+    if not bool(torch.isfinite(density.log_prob(loc))):
+        return (
+            f"diverged: the log density of site {density.blame(loc)!r} is not finite at the guide's location; check "
+            f"its data and prior{suffix}"
+        )
+    if float(size[worst]) > 1e8:
+        return f"diverged: {farthest}; the posterior seems to be improper: give this site a proper prior{suffix}"
+    z, log_p, _ = draw(density, family, Params(*(value[:1] for value in params)), 1000, seed=0)
+    outside = z[~torch.isfinite(log_p)]
+    if len(outside):
+        return (
+            f"diverged: the log density of site {density.blame(outside[0])!r} is not finite at {len(outside)} of 1000 "
+            "draws of the guide: give the sites that it depends on a support where it is (a positive scale, a "
+            f"probability){suffix}"
+        )
+    return (
+        "diverged: no step, however small, kept the bound finite; start nearer with the guide's init_loc_fn, or "
+        f"reparameterize the sites with large gradients; {farthest}{suffix}"
+    )
+
+
+def _history(records: list[Record], order: list[int]) -> dict[str, NDArray[Any]]:
+    columns = {
+        name: torch.stack([getattr(record, name) for record in records])[:, order].numpy(force=True)
+        for name in ("negative_elbo", "gap", "step_size", "kl")
+    }
+    if len(order) == 1:
+        columns = {name: values[:, 0] for name, values in columns.items()}
+    columns["num_particles"] = np.array([record.num_particles for record in records])
+    columns["seconds"] = np.array([record.seconds for record in records])
+    return columns

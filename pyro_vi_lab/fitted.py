@@ -1,0 +1,214 @@
+"""The result of a fit."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyro_vi_lab.checks import ImportanceCheck, importance
+from pyro_vi_lab.density import LogDensity
+from pyro_vi_lab.density_engine import Status
+from pyro_vi_lab.errors import ArgumentError, FitError
+from pyro_vi_lab.families import Family, Params
+from pyro_vi_lab.posterior import Posterior
+from pyro_vi_lab.problem import Problem
+from pyro_vi_lab.program_draws import program_draws, program_elbo
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """The result of :func:`fit`; of several restarts, ``guide``, ``status`` and ``elbo`` are those of the best.
+
+    Args:
+        problem: What was fitted.
+        method: Name of the guide.
+        guide: The fitted guide. One over a family is a twin of what was given; any other has been trained in place,
+            its parameters in Pyro's param store, as :class:`pyro.infer.SVI` does.
+        params: Location and scale of every restart, best first, ``(R, ...)``; ``None`` if the guide is not over a
+            family.
+        statuses: How each restart ended.
+        message: What the status means here and what to do.
+        num_steps: Steps taken, rejected ones included.
+        num_gradients: Gradients of the log density, over particles and restarts.
+        seconds: Wall-clock time, capturing the model included.
+        seed: Seed of the run.
+        history: One row per evaluation and, where there are restarts, one column per restart: ``negative_elbo``,
+            ``gap`` (estimated nats below the optimum), ``step_size``, ``kl`` of the step, and ``num_particles``,
+            ``seconds`` per row. Of a guide that is not over a family: ``negative_elbo``, ``step_size``, ``seconds``.
+        objective: The :class:`~pyro_vi_lab.Captured` objective of such a guide; its ``explain()`` tells how it ran.
+    """
+
+    problem: Problem
+    method: str
+    guide: Any
+    params: Params | None
+    statuses: tuple[Status, ...]
+    message: str
+    num_steps: int
+    num_gradients: int
+    seconds: float
+    seed: int
+    history: dict[str, NDArray[Any]] = field(repr=False)
+    objective: Any = field(default=None, repr=False)
+
+    @property
+    def status(self) -> Status:
+        """How the best restart ended."""
+        return self.statuses[0]
+
+    @property
+    def num_restarts(self) -> int:
+        """Number of restarts, R."""
+        return len(self.statuses)
+
+    @property
+    def family(self) -> Family:
+        """The family of the guide.
+
+        Raises:
+            ArgumentError: The guide is not over a family.
+        """
+        self._members("family")
+        family: Family = self.guide.family
+        return family
+
+    @property
+    def loc(self) -> Tensor:
+        """Mean on the unconstrained scale of the best restart, ``(D,)``.
+
+        Raises:
+            ArgumentError: The guide is not over a family.
+        """
+        return self._members("loc").loc[0]
+
+    def covariance(self) -> Tensor:
+        """Covariance on the unconstrained scale of the best restart, ``(D, D)``.
+
+        Raises:
+            ArgumentError: The guide is not over a family.
+        """
+        scale = self._members("covariance").scale[0]
+        return self.family.scale.covariance(scale)
+
+    def _members(self, what: str) -> Params:
+        if self.params is None:
+            raise ArgumentError(
+                f"a fit of the guide {self.method} has no {what}: that guide is not over a family on the unconstrained "
+                "scale; take draws with posterior()"
+            )
+        return self.params
+
+    def elbo(self, num_draws: int = 1000, seed: int = 0) -> tuple[float, float]:
+        """ELBO in nats and its Monte Carlo standard error, from fresh draws of the best restart.
+
+        Raises:
+            ArgumentError: Fewer than two draws.
+        """
+        if num_draws < 2:
+            raise ArgumentError(f"num_draws must be at least 2 for a standard error, got {num_draws}")
+        if self.params is None:
+            return program_elbo(self.problem, self.guide, self.objective, num_draws, seed)
+        density = self.problem.density()
+        params = Params(*(value[:1] for value in self.params))
+        _, log_p, log_q = draw(density, self.family, params, num_draws, seed)
+        values = (log_p - log_q)[:, 0]
+        return float(values.mean()), float(values.std() / math.sqrt(num_draws))
+
+    def importance(self, num_draws: int = 10_000, seed: int = 0) -> ImportanceCheck:
+        """Pareto k-hat and importance sampling effective sample size of the best restart, from fresh draws.
+
+        Args:
+            num_draws: Draws; the standard error of k-hat falls with their fourth root.
+            seed: Seed of the draws.
+
+        Raises:
+            FitError: Every restart diverged.
+            DataError: Too few draws, or the density is not finite at some of them.
+        """
+        if self.status is Status.DIVERGED:
+            raise FitError(f"the {self.method} fit of {self.problem.name} has no posterior: {self.message}")
+        if self.params is None:
+            stats = program_draws(self.problem, self.guide, num_draws, seed).stats
+            if not stats:
+                raise ArgumentError(
+                    f"the guide {self.method} cannot be weighted draw by draw: {self.problem.name} has discrete sites, "
+                    "or does not see all of its rows at once; fit a guide by name, such as 'full_rank', to all rows"
+                )
+            return importance(stats["log_p"], stats["log_q"])
+        params = Params(*(value[:1] for value in self.params))
+        _, log_p, log_q = draw(self.problem.density(), self.family, params, num_draws, seed)
+        return importance(log_p[:, 0], log_q[:, 0])
+
+    def __repr__(self) -> str:
+        return (
+            f"Fit({self.method} of {self.problem.name}: {self.status.value} after {self.num_steps} steps, "
+            f"{self.num_gradients:,} gradients, {self.seconds:.2g} s)"
+        )
+
+    def posterior(self, num_draws: int = 1000, seed: int = 0) -> Posterior:
+        """Independent draws of the fitted guide, one chain per restart that did not diverge.
+
+        Raises:
+            FitError: Every restart diverged.
+        """
+        usable = [i for i, status in enumerate(self.statuses) if status is not Status.DIVERGED]
+        if not usable:
+            raise FitError(f"the {self.method} fit of {self.problem.name} has no posterior: {self.message}")
+        if num_draws < 1:
+            raise ArgumentError(f"num_draws must be positive, got {num_draws}")
+        info = {
+            "status": self.status.value,
+            "seconds": self.seconds,
+            "num_steps": self.num_steps,
+            "num_gradients": self.num_gradients,
+            "seed": self.seed,
+            "draws_seed": seed,
+        }
+        if self.params is None:
+            drawn = program_draws(self.problem, self.guide, num_draws, seed)
+            return Posterior(
+                draws={name: value[None] for name, value in drawn.values.items()},
+                stats={name: value[None] for name, value in drawn.stats.items()},
+                method=self.method,
+                info=info,
+            )
+        density = self.problem.density()
+        params = Params(*(value[usable] for value in self.params))
+        z, log_p, log_q = draw(density, self.family, params, num_draws, seed)
+        z = z.transpose(0, 1)
+        return Posterior(
+            draws=density.constrain(z),
+            stats={"log_p": log_p.T, "log_q": log_q.T},
+            method=self.method,
+            unconstrained=z,
+            info=info,
+        )
+
+    def plot(self) -> Any:
+        """Axes with the negative ELBO against the steps."""
+        from matplotlib import pyplot
+
+        _, axes = pyplot.subplots()
+        values = self.history["negative_elbo"].reshape(len(self.history["seconds"]), -1)
+        # far starts are millions of nats above the optimum; near it the estimates of the bound scatter around zero
+        last = values[-1].min() if self.status is Status.DIVERGED else -self.elbo()[0]
+        axes.plot(values - last)
+        axes.set_yscale("symlog", linthresh=0.1)
+        axes.set(xlabel="step", ylabel="negative ELBO above that of the fit (nats)", title=self.problem.name)
+        return axes
+
+
+def draw(
+    density: LogDensity, family: Family, params: Params, num_draws: int, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Independent draws ``(S, R, D)`` with their log densities under target and guide, ``(S, R)``."""
+    generator = torch.Generator().manual_seed(seed)
+    num_fits, dim = params.loc.shape
+    eps = family.noise.sample((num_draws, num_fits, dim), generator=generator, dtype=density.dtype).to(density.device)
+    z = family.sample(params, eps)
+    return z, density.log_prob(z), family.log_prob(params, z)
