@@ -46,8 +46,7 @@ def explain(problem: Problem, guide: Any = "full_rank", *, file: TextIO | None =
         ...     pyro.sample("x", dist.Normal(0.0, 1.0))
         >>> explain(Problem(model))  # doctest: +ELLIPSIS
         model: log density on R^1 with 0 tensors of data
-        gradient: captured graph of ... operators
-        ...
+        gradient: captured graph of ...
     """
     if not isinstance(problem, Problem):
         raise ArgumentError(f"problem must be a pyro_vi_lab.Problem, got {type(problem).__name__}")

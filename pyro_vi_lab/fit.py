@@ -80,7 +80,7 @@ def fit(
         Khan & Rue 2023, "The Bayesian learning rule", JMLR 24, Section 4.
 
     Example:
-        >>> import pyro, pyro.distributions as dist
+        >>> import pyro, pyro.distributions as dist, torch
         >>> def model(y):
         ...     mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
         ...     with pyro.plate("row", len(y)):

@@ -18,15 +18,17 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
 from pyro_vi_lab.c_library import LAPACK
-from pyro_vi_lab.c_source import Source, c_source
 from pyro_vi_lab.errors import ArgumentError, CompileError, DataError
+
+if TYPE_CHECKING:
+    from pyro_vi_lab.c_source import Source
 
 LANES = 8
 """Rows that :meth:`NativeFunction.batched` computes side by side: of double precision, a cache line."""
@@ -68,6 +70,10 @@ class NativeFunction:
     def compiled(self, lanes: int) -> _Compiled:
         """The version for so many rows at once."""
         if lanes not in self._versions:
+            from pyro_vi_lab.c_source import (
+                c_source,  # what writes C is not imported before there is something to write
+            )
+
             self._versions[lanes] = _Compiled(c_source(self._module, self._example, lanes=lanes))
         return self._versions[lanes]
 

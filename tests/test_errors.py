@@ -14,6 +14,7 @@ KINDS: dict[type[LabError], type[Exception]] = {
     errors.DataError: ValueError,
     errors.ArgumentError: ValueError,
     errors.CaptureError: RuntimeError,
+    errors.CompileError: RuntimeError,
     errors.FitError: RuntimeError,
     errors.FileError: OSError,
     errors.ExtraError: ImportError,

@@ -126,7 +126,7 @@ def measure(quick: bool) -> Iterator[dict[str, Any]]:
 
 def _row(entry: Entry, family: FamilyName, *, quick: bool) -> dict[str, Any]:
     target = Target(entry, family)
-    repeats, cold_repeats = (1, 1) if quick else (5, 2)
+    repeats, cold_repeats = (1, 1) if quick else (3, 2)
     peers = {"in_numpyro": numpyro_grid()} | ({"in_pymc": pymc_grid()} if family == "mean_field" else {})
     row: dict[str, Any] = {
         "problem": entry.short,
