@@ -16,6 +16,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -25,7 +26,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from pyro_vi_lab.c_library import LAPACK
-from pyro_vi_lab.errors import ArgumentError, CompileError, DataError
+from pyro_vi_lab.errors import ArgumentError, CompileError, DataError, LabWarning
 
 if TYPE_CHECKING:
     from pyro_vi_lab.c_source import Source
@@ -298,6 +299,17 @@ def _flag_sets(num_statements: int) -> list[tuple[str, ...]]:
         (*_COMMON, *_EXACT, *level, *plain),
         ("-x", "c", "-shared", "-fPIC", "-O1", *plain),
     ]
+
+
+@functools.cache
+def say_no_compiler() -> None:
+    """Warn, once, that graphs stay interpreted."""
+    warnings.warn(
+        "no C compiler was found (cc, gcc, clang, or what the environment variable CC names): graphs are interpreted, "
+        "which is slower in NUTS and in long trainings",
+        LabWarning,
+        stacklevel=3,
+    )
 
 
 def _library(text: str, num_statements: int) -> ctypes.CDLL:

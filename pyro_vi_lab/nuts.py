@@ -18,7 +18,7 @@ from pyro_vi_lab.errors import ArgumentError, CompileError, LabWarning, ModelErr
 from pyro_vi_lab.families import Params
 from pyro_vi_lab.fit import Fit
 from pyro_vi_lab.isolation import default_dtype, seeded, threads
-from pyro_vi_lab.native import NativeFunction, compiler
+from pyro_vi_lab.native import NativeFunction, compiler, say_no_compiler
 from pyro_vi_lab.nutpie_bridge import Settings, sample_callback, sample_native
 from pyro_vi_lab.posterior import Posterior
 from pyro_vi_lab.problem import Problem
@@ -197,9 +197,14 @@ def _in_tier(density: LogDensity | Whitened, compile: Compile, num_gradients: in
     if compile is True or (compile == "auto" and _compiling_pays(density, num_gradients)):
         try:
             native = density.native
-        except CompileError:
+        except CompileError as error:
             if compile is True:
                 raise
+            warnings.warn(
+                f"NUTS of model {density.name} runs the interpreted graph, which is slower: {error}",
+                LabWarning,
+                stacklevel=3,
+            )
         else:
             if _agrees(density, native, start):
 
@@ -223,12 +228,7 @@ def _compiling_pays(density: LogDensity | Whitened, num_gradients: int) -> bool:
     seconds = COMPILE_SECONDS + COMPILE_SECONDS_PER_NODE * density.bound.num_nodes
     pays = num_gradients * GRAPH_SECONDS_PER_NODE * density.bound.num_nodes > seconds
     if pays and compiler() is None:
-        warnings.warn(
-            "no C compiler was found (cc, gcc, clang, or what the environment variable CC names), so NUTS runs "
-            "the interpreted graph, which is slower",
-            LabWarning,
-            stacklevel=4,
-        )
+        say_no_compiler()
         return False
     return pays
 

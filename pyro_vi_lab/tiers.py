@@ -15,7 +15,7 @@ from pyro_vi_lab.agreement import agrees
 from pyro_vi_lab.capture import script
 from pyro_vi_lab.errors import ArgumentError, CompileError, LabError, LabWarning
 from pyro_vi_lab.isolation import seeded
-from pyro_vi_lab.native import compile_native
+from pyro_vi_lab.native import compile_native, compiler, say_no_compiler
 
 Compile = bool | Literal["auto"]
 Function = Callable[..., Sequence[Tensor]]
@@ -114,6 +114,8 @@ class Runner:
             if self.compile is True and self.tier == "graph" and not self._candidates and self.pure:
                 reasons = "; ".join(self.notes)
                 raise CompileError(f"compile=True, but the graph cannot be compiled: {reasons}") from error
+            if candidate.name == "native" and compiler() is None:
+                say_no_compiler()
             return
         finally:
             self.compile_seconds += time.perf_counter() - began

@@ -15,7 +15,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
-from pyro.infer.autoguide import init_to_value
+from pyro.infer.autoguide import AutoNormal, init_to_value
 from pyro.nn import PyroModule
 from torch import Tensor
 from torch.distributions import constraints
@@ -710,15 +710,25 @@ def test_progress_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @each_guide
 def test_warm_fit_of_eight_schools_is_fast(guide: str) -> None:
-    """A new problem each time; the best of five, in seconds of this process, as others share the machine."""
-    seconds = []
+    """A new problem each time, its capture included: no more than 300 steps of Pyro's own SVI, which needs thousands.
+
+    The best of five, in seconds of this process: machines differ, and are shared.
+    """
+    model = EightSchools(centered=False)
+    args = build("eight_schools").args
+    svi = SVI(model, AutoNormal(model), pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+    seconds, steps = [], []
     for seed in range(6):
         problem = build("eight_schools")
         began = time.process_time()
         fit = quick(problem, guide, seed=seed)
         seconds.append(time.process_time() - began)
         assert fit.status is vl.Status.CONVERGED
-    assert min(seconds[1:]) < 0.3
+        began = time.process_time()
+        for _ in range(20):
+            svi.step(*args)
+        steps.append((time.process_time() - began) / 20)
+    assert min(seconds[1:]) < 300 * min(steps)
 
 
 def test_model_of_the_package_in_pyros_own_loop() -> None:

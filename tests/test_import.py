@@ -14,7 +14,9 @@ ROOT = Path(__file__).parent.parent
 
 SCRIPT = """
 import json, random, sys, time, warnings
+begin = time.process_time()
 import numpy, pyro, torch
+pyro_seconds = time.process_time() - begin
 
 def state():
     return {
@@ -36,7 +38,7 @@ before, modules, start = state(), set(sys.modules), time.process_time()
 import pyro_vi_lab
 seconds = time.process_time() - start
 new = sorted({name.split(".")[0] for name in set(sys.modules) - modules})
-found = {"file": pyro_vi_lab.__file__, "seconds": seconds, "new": new}
+found = {"file": pyro_vi_lab.__file__, "seconds": seconds, "pyro": pyro_seconds, "new": new}
 print(json.dumps({"before": before, "after": state(), **found}))
 """
 
@@ -66,5 +68,5 @@ def test_heavy_packages_are_left_for_later(observed: dict[str, Any], heavy: str)
 
 
 def test_the_import_adds_little_to_that_of_pyro(observed: dict[str, Any]) -> None:
-    # 0.2 s is what we promise; processor time, because the wall clock of a busy machine says nothing.
-    assert observed["seconds"] < 0.2
+    # In processor time, and as a part of Pyro's own: machines differ, and are shared.
+    assert observed["seconds"] < 0.2 * observed["pyro"]

@@ -22,7 +22,7 @@ from pyro_vi_lab.errors import ArgumentError, CompileError, ModelError
 from pyro_vi_lab.models import build
 from pyro_vi_lab.models.eight_schools import EFFECTS
 from pyro_vi_lab.models.eight_schools import STANDARD_ERRORS as SIGMA
-from pyro_vi_lab.native import NativeFunction, compiler
+from pyro_vi_lab.native import NativeFunction, compiler, say_no_compiler
 
 nuts_module = importlib.import_module("pyro_vi_lab.nuts")  # the package has a function of that name
 STANDARD_ERRORS = 5  # fails a right answer once in two million
@@ -310,6 +310,7 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(nuts_module, "GRAPH_SECONDS_PER_NODE", 1e6)
+    say_no_compiler.cache_clear()  # it is said once
     with pytest.warns(vl.LabWarning, match="no C compiler was found"):
         posterior = draw(normal, num_warmup=20, num_draws=20)
     assert posterior.info["tier"] == "graph"

@@ -36,7 +36,22 @@ def fit(
     began = time.perf_counter()
     result = vl.fit(made, family, seed=seed, progress=False, compile=True if compile else "auto")
     seconds = time.perf_counter() - began
-    channel.send((seconds, result.num_steps, (result.params.loc[0].numpy(), result.params.scale[0].numpy())))
+    channel.send((seconds, result.num_steps, _point(result), result.history["seconds"]))
+
+
+def path(channel: Channel, *, problem: str, model: str, data: Arrays, family: str, seed: int, num_steps: int) -> None:
+    """Where a fit was after each of its steps: the same seed goes the same way."""
+    made = _problem(problem, data)
+    fits = (
+        vl.fit(made, family, seed=seed, progress=False, compile=True, max_steps=step)
+        for step in range(1, num_steps + 1)
+    )
+    channel.send([_point(fit) for fit in fits])
+
+
+def _point(fit: vl.Fit) -> tuple[np.ndarray, np.ndarray]:
+    assert fit.params is not None
+    return fit.params.loc[0].numpy(), fit.params.scale[0].numpy()
 
 
 def nuts(
@@ -65,4 +80,4 @@ def nuts(
     channel.send((seconds, {key: posterior.draws[key].numpy() for key in made.density().sites}))
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"order": order, "fit": fit, "nuts": nuts}
+COMMANDS: dict[str, Callable[..., None]] = {"order": order, "fit": fit, "path": path, "nuts": nuts}

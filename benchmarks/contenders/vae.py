@@ -72,12 +72,14 @@ def _by_hand(hidden: int, how: str) -> Callable[[Tensor], float]:
 
 
 def _by_pyro(hidden: int, how: str) -> Callable[[Tensor], float]:
-    network, loss = Autoencoder(hidden), Trace_ELBO()
+    network, loss, optim = Autoencoder(hidden), Trace_ELBO(), pyro.optim.Adam({"lr": LR})
     if how.startswith("Captured"):
-        from pyro_vi_lab import Captured
+        from pyro_vi_lab import Captured, FusedAdam
 
+        # all parameters in one call, as torch.optim.Adam by hand
         loss = Captured(loss, compile=True if how.endswith("compiled") else "auto")
-    svi = SVI(network.model, network.guide, pyro.optim.Adam({"lr": LR}), loss)
+        optim = FusedAdam({"lr": LR})
+    svi = SVI(network.model, network.guide, optim, loss)
     return svi.step
 
 

@@ -1,11 +1,12 @@
 """Fits to within 0.1 nat of the optimum: ours against Adam in NumPyro, Pyro and PyMC, on the same posteriors.
 
-Ours is the whole of a `vl.fit` call, which stops by itself. A peer's clock is stopped at the first checkpoint whose ELBO is
-within 0.1 nat of the best known optimum of the family, given that the next checkpoint is too; a checkpoint counts if the
-last iterate or the mean of the iterates since the last checkpoint is there. A peer so gets for nothing what its user has
-to find: the learning rate, the number of particles, and when to stop. Nor does its clock count the making of its first state.
+Everyone's clock is stopped at the first checkpoint whose ELBO is within 0.1 nat of the best known optimum of the family, given that
+the next checkpoint is too. Ours are the steps of `vl.fit(..., compile=True)`, with what the call does before the first and after the
+last; *to its own stop* is the whole call, which stops by itself. A peer's checkpoint counts if the last iterate or the mean of
+the iterates since the last checkpoint is there. A peer gets for nothing what its user has to find: the learning rate, the number of
+particles, and when to stop. Nor does its clock count the making of its first state.
 
-A cold fit starts with empty compiler caches, except PyMC's, which would compile PyTensor's operators for minutes. *Again* is a new process of ours that finds the cache of an earlier one.
+A cold fit is the whole call with the defaults, and starts with empty compiler caches, except PyMC's, which would compile PyTensor's operators for minutes. *Again* is a new process of ours that finds the cache of an earlier one.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ PARTICLES = (1, 10)
 FIRST_BLOCK = 25
 GROWTH = 1.1
 """Checkpoints grow further apart, so that the time of arrival is known to a tenth."""
-CAP = {"in_numpyro": 8.0, "in_pymc": 5.0, "in_pyro": 10.0}
+CAP = {"in_numpyro": 8.0, "in_pymc": 5.0, "in_pyro": 5.0}
 """Seconds after which a run is given up."""
 FINALISTS = 2
 """Configurations that are run again with other seeds, so that luck with one seed does not choose the best."""
@@ -52,12 +53,13 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a peer: seconds and steps to arrival or, where it did not arrive, to its end."""
+    """One run: seconds and steps to arrival or, where it did not arrive, to its end; of ours, also to its own stop."""
 
     arrived: bool
     seconds: float
     steps: int
     gap: float
+    whole: float = 0.0
 
 
 def race(worker: Worker, entry: Entry, target: Target, configuration: Configuration, *, seed: int, cap: float) -> Run:
@@ -126,7 +128,7 @@ def measure(quick: bool) -> Iterator[dict[str, Any]]:
 
 def _row(entry: Entry, family: FamilyName, *, quick: bool) -> dict[str, Any]:
     target = Target(entry, family)
-    repeats, cold_repeats = (1, 1) if quick else (3, 2)
+    repeats, cold_repeats = (1, 1) if quick else (3, 1)
     peers = {"in_numpyro": numpyro_grid()} | ({"in_pymc": pymc_grid()} if family == "mean_field" else {})
     row: dict[str, Any] = {
         "problem": entry.short,
@@ -196,9 +198,13 @@ def _median_seconds(runs: list[Run]) -> float:
 
 
 def _our_fit(worker: Worker, entry: Entry, target: Target, *, seed: int) -> Run:
-    seconds, steps, point = worker.ask("fit", **entry.task, family=target.family, seed=seed, compile=True)
+    task = {**entry.task, "family": target.family, "seed": seed}
+    seconds, steps, point, clock = worker.ask("fit", **task, compile=True)
     gap = target.gap(*point)
-    return Run(gap <= WITHIN, seconds, steps, gap)
+    near = [target.gap(*one) <= WITHIN for one in worker.ask("path", **task, num_steps=steps)]
+    first = next((n for n in range(steps) if all(near[n : n + 2])), steps - 1)
+    # what a fit does before its first step and after its last counts in full
+    return Run(gap <= WITHIN, float(seconds - clock[-1] + clock[first + 1]), steps, gap, float(seconds))
 
 
 def _cold_fit(
