@@ -247,7 +247,7 @@ def test_a_contender_answers_and_its_caches_are_its_own() -> None:
 
 
 def our_runs(*seconds: float) -> dict[str, Any]:
-    runs = [{"arrived": True, "seconds": value, "steps": 10, "gap": 0.01} for value in seconds]
+    runs = [{"arrived": True, "seconds": value, "steps": 10, "gap": 0.01, "whole": 2 * value} for value in seconds]
     return {"warm": runs, "cold": [4.0], "again": 3.0}
 
 
