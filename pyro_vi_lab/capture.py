@@ -28,7 +28,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from pyro_vi_lab.agreement import agrees
 from pyro_vi_lab.errors import CaptureError, CompileError
 from pyro_vi_lab.isolation import default_dtype
-from pyro_vi_lab.native import LANES, NativeFunction, compile_native
+from pyro_vi_lab.native import LANES, NativeFunction, compile_native, compiler, say_no_compiler
 from pyro_vi_lab.user_errors import is_indefinite, user_line
 
 Function = Callable[..., tuple[Tensor, ...]]
@@ -199,8 +199,9 @@ class Graph:
                 with torch.no_grad(), default_dtype(self.dtype):
                     pairs = zip(self._batched(rows, *data), native.batched(rows, *data), strict=True)
                     self._machine_code = native if all(agrees(a, b) for a, b in pairs) else None
-            except CompileError:
-                self._machine_code = None  # interpreted, then
+            except CompileError:  # interpreted, then
+                if compiler() is None:
+                    say_no_compiler()
         return self._machine_code
 
     def _batched(self, x: Tensor, *data: Tensor) -> tuple[Tensor, ...]:

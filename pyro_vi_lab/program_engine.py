@@ -20,6 +20,7 @@ References:
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +36,7 @@ from torch import Tensor
 
 from pyro_vi_lab.captured import Captured
 from pyro_vi_lab.density_engine import Status
+from pyro_vi_lab.isolation import seeded
 from pyro_vi_lab.natural_gradient import NaturalGradient
 from pyro_vi_lab.problem import Problem
 from pyro_vi_lab.rows import set_up
@@ -151,7 +153,7 @@ def train(
         if stages.over:
             result.status = Status.CONVERGED
             break
-        set_step_size(optim, rate * SHRINK)
+        scale_step_size(optim, SHRINK)
         if stages.last:
             average = _Average(stages.parameters)
     if average is not None and result.status is not Status.DIVERGED:
@@ -193,17 +195,17 @@ def step_size(optim: PyroOptim) -> float:
     return float(groups[0]["lr"]) if groups and "lr" in groups[0] else math.nan
 
 
-def set_step_size(optim: PyroOptim, value: float) -> None:
-    """Set the step size of an optimizer, of parameters that come later too."""
+def scale_step_size(optim: PyroOptim, factor: float) -> None:
+    """Multiply the step size of an optimizer, for parameters that come later too."""
     if isinstance(optim, NaturalGradient):
-        set_step_size(optim.others, step_size(optim.others) * value / optim.lr)
-        optim.lr = value
+        optim.lr *= factor
+        scale_step_size(optim.others, factor)
         return
     for one in optim.optim_objs.values():
         for group in one.param_groups:
-            group["lr"] = value
-    if isinstance(optim.pt_optim_args, dict):
-        optim.pt_optim_args = {**optim.pt_optim_args, "lr": value}
+            group["lr"] *= factor
+    if isinstance(optim.pt_optim_args, dict) and "lr" in optim.pt_optim_args:
+        optim.pt_optim_args = {**optim.pt_optim_args, "lr": factor * optim.pt_optim_args["lr"]}
 
 
 def _window(problem: Problem) -> int:
@@ -318,14 +320,10 @@ class _Average:
 
 def _compared(svi: SVI, problem: Problem, guide: Callable[..., Any], seed: int) -> Tensor:
     """Losses on draws and batches that depend on the seed alone."""
-    state = torch.get_rng_state()
-    torch.manual_seed(seed)
     calls, _ = calls_of(problem, problem.model, guide, seed + 1)
-    losses = []
-    for _ in range(COMPARED):
-        args, kwargs = next(calls)
-        losses.append(float(svi.evaluate_loss(*args, **kwargs)))
-    torch.set_rng_state(state)
+    with seeded(seed):
+        pairs = itertools.islice(calls, COMPARED)
+        losses = [float(svi.evaluate_loss(*args, **kwargs)) for args, kwargs in pairs]
     return torch.tensor(losses, dtype=torch.float64)
 
 
