@@ -27,7 +27,7 @@ demo: .venv/.installed
 	.venv/bin/pyro-vi-lab compare eight_schools --out demo
 
 test: .venv/.installed-test
-	.venv/bin/python -m pytest $(MARKERS) $(ARGS)
+	.venv/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(MARKERS) $(ARGS)
 
 lint: .venv/.installed-test
 	.venv/bin/ruff check

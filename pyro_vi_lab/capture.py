@@ -303,11 +303,28 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
     """Operators written out as simpler ones, because torch warns each time it runs them on a batch.
 
     The log sigmoid resizes its output there; ``scatter_``, of which gradients of cumulative products are made, has no
-    batching rule.
+    batching rule. The log likelihood of Bernoulli logits is written out on a batch in any case, there with three
+    exponentials.
     """
     aten = torch.ops.aten
     table = dict(get_decompositions([aten.log_sigmoid_forward, aten.log_sigmoid_backward]))
-    return {**table, aten.scatter_.value: lambda out, *args: out.copy_(aten.scatter.value(out, *args))}
+    return {
+        **table,
+        aten.scatter_.value: lambda out, *args: out.copy_(aten.scatter.value(out, *args)),
+        aten.binary_cross_entropy_with_logits.default: _cross_entropy_with_logits,
+    }
+
+
+def _cross_entropy_with_logits(
+    x: Tensor, target: Tensor, weight: Tensor | None = None, pos_weight: Tensor | None = None, reduction: int = 1
+) -> Tensor:
+    softened = (-x.abs()).exp().log1p()
+    if pos_weight is None:
+        loss = (1 - target) * x - (x.clamp_max(0) - softened)
+    else:
+        loss = (1 - target) * x - (1 + (pos_weight - 1) * target) * (x.clamp_max(0) - softened)
+    loss = loss if weight is None else loss * weight
+    return loss if reduction == 0 else loss.mean() if reduction == 1 else loss.sum()
 
 
 def script(module: GraphModule, example: Sequence[Tensor]) -> Function:

@@ -207,10 +207,12 @@ def _prepared(problem: Problem, guide: Any, seed: int) -> tuple[str, FamilyGuide
     kind = guide if isinstance(guide, type) else type(guide)
     name = next((key for key, one in GUIDES.items() if kind is one), kind.__name__)
     if isinstance(guide, type):
-        # a guide made from a class is the same every time: its prototype is a run of the model
-        made = problem.kept.get((guide, seed))
+        # a guide made from a class is the same every time: its prototype is a run of the model, for which the seed
+        # matters only where the start is drawn
+        made = problem.kept.get((guide, None)) or problem.kept.get((guide, seed))
         if made is None:
-            made = problem.kept[guide, seed] = _set_up(problem, _of_class(problem, guide), seed)
+            made = _set_up(problem, _of_class(problem, guide), seed)
+            problem.kept[guide, None if made.starts_at_origin else seed] = made
         return name, made.twin()
     return name, _set_up(problem, guide.twin(), seed)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pyro
 import torch
 from pyro.util import get_rng_state, set_rng_state
@@ -17,12 +19,27 @@ def seeded(seed: int | None) -> Iterator[None]:
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     try:
         if seed is not None:
-            pyro.set_rng_seed(seed)
+            _seed(seed)
         yield
     finally:
         set_rng_state(state)
         if cuda:
             torch.cuda.set_rng_state_all(cuda)
+
+
+def _seed(seed: int) -> None:
+    """As ``pyro.set_rng_seed``, for the devices that are there.
+
+    ``torch.manual_seed`` keeps a traceback for every kind of device that is not, which takes milliseconds, and imports
+    Dynamo, which takes a second.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(seed)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  # models may use it
 
 
 @contextmanager

@@ -7,10 +7,15 @@ chains run on all cores. nutpie offers that to PyMC alone, so whether it still f
 from __future__ import annotations
 
 import ctypes
+import functools
+import os
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from importlib.machinery import ExtensionFileLoader, PathFinder
+from importlib.util import module_from_spec
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -33,6 +38,8 @@ STATS: Mapping[str, str] = {
     "n_steps": "n_steps",
 }
 """Our names of sampler statistics, and nutpie's."""
+PROGRESS_MILLISECONDS = 100
+"""Between two updates of the progress bar."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +79,7 @@ def sample_native(function: NativeFunction, dim: int, new_start: Start, settings
     """
     pointers = function.density_pointers()
     try:
-        model = _native_model(pointers, dim, new_start)
-        model._make_model(None)
+        model = _NativeModel(pointers, dim, new_start)
     except (AttributeError, ImportError, TypeError, ValueError) as error:
         warnings.warn(
             f"this version of nutpie takes no C functions ({type(error).__name__}: {error}); chains share Python's "
@@ -127,6 +133,9 @@ def sample_callback(
 
 
 def _sample(model: Any, settings: Settings) -> tuple[NDArray[Any], dict[str, Tensor]]:
+    in_notebook = settings.progress and "ipykernel" in sys.modules
+    if isinstance(model, _NativeModel) and not in_notebook:
+        return _read(_run(model, settings))
     import nutpie
 
     trace = nutpie.sample(
@@ -137,46 +146,85 @@ def _sample(model: Any, settings: Settings) -> tuple[NDArray[Any], dict[str, Ten
         cores=settings.cores,
         seed=settings.seed,
         progress_bar=settings.progress,
-        save_warmup=False,
         target_accept=settings.target_accept,
+        return_raw_trace=True,
     )
-    stats = {ours: torch.from_numpy(np.array(trace.sample_stats[theirs].values)) for ours, theirs in STATS.items()}
-    return np.array(trace.posterior["z"].values), stats
+    return _read(trace)
 
 
-def _native_model(pointers: DensityPointers, dim: int, new_start: Start) -> Any:
-    """What nutpie samples from, in the way of its models of PyMC."""
+def _run(model: _NativeModel, settings: Settings) -> Any:
+    """What ``nutpie.sample`` does, without its import of ArviZ, which takes longer than most chains."""
+    library = _library()
+    options = library.PyNutsSettings.Diag(settings.seed)
+    options.num_tune, options.num_draws = settings.num_warmup, settings.num_draws
+    options.num_chains, options.target_accept = settings.num_chains, settings.target_accept
+    shown = library.ProgressType.indicatif(PROGRESS_MILLISECONDS) if settings.progress else library.ProgressType.none()
+    cores = settings.cores or min(settings.num_chains, os.cpu_count() or 1)
+    sampler = model._make_sampler(options, None, cores, shown, library.PyStorage.arrow())
+    try:
+        sampler.wait(None)
+    except BaseException:  # Ctrl-C too: the chains are threads that would go on
+        sampler.abort()
+        raise
+    return sampler.take_results()
+
+
+def _read(trace: Any) -> tuple[NDArray[Any], dict[str, Tensor]]:
+    """Draws ``(C, S, D)`` and statistics ``(C, S)`` of a trace in Arrow's format, without the warm-up."""
+    from arro3.core import list_flatten  # nutpie's own; pyarrow would import pandas for this
+
+    draws, stats = trace.get_arrow_trace()
+    kept = [~batch.column("tuning").to_numpy() for batch in stats]
+    z = [
+        list_flatten(batch.column("z")).to_numpy().reshape(len(rows), -1)[rows]
+        for batch, rows in zip(draws, kept, strict=True)
+    ]
+    chosen = {
+        ours: np.stack([batch.column(theirs).to_numpy()[rows] for batch, rows in zip(stats, kept, strict=True)])
+        for ours, theirs in STATS.items()
+    }
+    return np.stack(z), {name: torch.from_numpy(_signed(values)) for name, values in chosen.items()}
+
+
+def _signed(values: NDArray[Any]) -> NDArray[Any]:
+    """The same in a type for which torch has all operations."""
+    return values.astype(np.int64) if values.dtype.kind == "u" else values
+
+
+@functools.cache
+def _library() -> Any:
+    """The compiled library of nutpie; alone if its package is not imported yet, which would import ArviZ."""
+    if "nutpie" not in sys.modules:
+        package = PathFinder.find_spec("nutpie")
+        spec = package and PathFinder.find_spec("nutpie._lib", package.submodule_search_locations)
+        if spec is not None and isinstance(spec.loader, ExtensionFileLoader):
+            module = module_from_spec(spec)
+            spec.loader.exec_module(module)
+            return sys.modules.setdefault(spec.name, module)  # where the package finds it
     from nutpie import _lib
-    from nutpie.sample import CompiledModel
 
-    user_data = ctypes.addressof(pointers.state)
+    return _lib
 
-    class NativeModel(CompiledModel):
-        @property
-        def n_dim(self) -> int:
-            return dim
 
-        @property
-        def shapes(self) -> dict[str, tuple[int, ...]]:
-            return {"z": (dim,)}
+class _NativeModel:
+    """What nutpie samples from, in the way of its models of PyMC."""
 
-        @property
-        def coords(self) -> dict[str, Any]:
-            return {}
+    dims: ClassVar[dict[str, Any]] = {}
+    coords: ClassVar[dict[str, Any]] = {}
 
-        def _make_model(self, init_mean: Any) -> Any:
-            return _lib.PyMcModel(
-                _lib.LogpFunc(pointers.density, user_data, pointers),
-                _lib.ExpandFunc(dim, dim, pointers.expand, user_data, pointers),
-                _lib.PyVariable.new_variables(["z"], ["float64"], [(dim,)], {}, {}),
-                dim,
-                {"z_dim_0": dim},
-                {},
-                new_start,
-                None,
-            )
+    def __init__(self, pointers: DensityPointers, dim: int, new_start: Start) -> None:
+        self.n_dim, self.shapes = dim, {"z": (dim,)}
+        library, user_data = _library(), ctypes.addressof(pointers.state)
+        self._model = library.PyMcModel(
+            library.LogpFunc(pointers.density, user_data, pointers),
+            library.ExpandFunc(dim, dim, pointers.expand, user_data, pointers),
+            library.PyVariable.new_variables(["z"], ["float64"], [(dim,)], {}, {}),
+            dim,
+            {"z_dim_0": dim},
+            {},
+            new_start,
+            None,
+        )
 
-        def _make_sampler(self, settings: Any, init_mean: Any, cores: Any, progress_type: Any, store: Any) -> Any:
-            return _lib.PySampler.from_pymc(settings, cores, self._make_model(init_mean), progress_type, store)
-
-    return NativeModel(dims={})
+    def _make_sampler(self, settings: Any, init_mean: Any, cores: Any, progress_type: Any, store: Any) -> Any:
+        return _library().PySampler.from_pymc(settings, cores, self._model, progress_type, store)

@@ -3,6 +3,8 @@ from __future__ import annotations
 import importlib
 import math
 import random
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -353,11 +355,28 @@ def test_a_nutpie_that_takes_no_addresses(monkeypatch: pytest.MonkeyPatch) -> No
     def refuse(*_: Any) -> None:
         raise TypeError("LogpFunc.__new__() takes 2 positional arguments")
 
-    monkeypatch.setattr(nutpie_bridge, "_native_model", refuse)
+    monkeypatch.setattr(nutpie_bridge._NativeModel, "__init__", refuse)
     with pytest.warns(vl.LabWarning, match=r"takes no C functions \(TypeError: LogpFunc"):
         posterior = draw(normal, compile=True)
     assert posterior.info["tier"] == "native"
     assert_mean(posterior.draws["x"], LOC)
+
+
+WITHOUT_ARVIZ = """
+import sys
+import pyro, pyro.distributions as dist
+import pyro_vi_lab as vl
+problem = vl.Problem(lambda: pyro.sample("x", dist.Normal(3.0, 2.0)))
+draws = vl.nuts(problem, num_chains=2, num_warmup=200, num_draws=200, compile=True).draws["x"]
+assert draws.shape == (2, 200) and "arviz" not in sys.modules
+from nutpie import _lib, sample
+assert _lib.PyMcModel is sys.modules["nutpie._lib"].PyMcModel
+"""
+
+
+@needs_compiler
+def test_machine_code_is_sampled_without_an_import_of_arviz() -> None:
+    subprocess.run([sys.executable, "-c", WITHOUT_ARVIZ], check=True, timeout=300)
 
 
 @pytest.mark.parametrize("value", [2, "always", None])

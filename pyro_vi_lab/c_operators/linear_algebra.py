@@ -14,7 +14,7 @@ from pyro_vi_lab.errors import CompileError
 
 LARGE_PRODUCT = 2**18
 """Multiplications from which on a product of matrices is left to BLAS."""
-LARGE_SIDE = 16
+LARGE_SIDE = 4
 
 DOUBLE, WHOLE = torch.float64, torch.int32
 

@@ -113,8 +113,9 @@ def _rsqrt(x: Expr) -> Expr:
 
 
 def sigmoid(x: Expr) -> Expr:
-    """The logistic function."""
-    return _reciprocal((-x).call("exp") + 1)
+    """The logistic function, by the exponential that the log of it needs too."""
+    z = (-_abs(x)).call("exp")
+    return (x < 0).where(z, 1) / (z + 1)
 
 
 def _sign(x: Expr) -> Expr:

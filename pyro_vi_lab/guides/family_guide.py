@@ -74,6 +74,7 @@ class FamilyGuide(AutoContinuous):
         if not (isinstance(init_scale, (int, float)) and init_scale > 0):
             raise ArgumentError(f"init_scale must be a positive number, got {init_scale!r}")
         self._init_scale = float(init_scale)
+        self.starts_at_origin = init_loc_fn is init_to_origin
         super().__init__(model, init_loc_fn=init_loc_fn)
         self.create_plates = create_plates
 
