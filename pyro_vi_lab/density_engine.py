@@ -31,8 +31,8 @@ from torch.utils import _pytree as pytree
 
 from pyro_vi_lab.density import LogDensity
 from pyro_vi_lab.density_batch import DensityBatch
-from pyro_vi_lab.families import Dense, Family, Params
-from pyro_vi_lab.natural_step import ACTIVE, CONVERGED, DIVERGED, MAX_DENSE, Report, State
+from pyro_vi_lab.families import MAX_DENSE, Family, Params
+from pyro_vi_lab.natural_step import ACTIVE, CONVERGED, DIVERGED, Report, State
 from pyro_vi_lab.tiers import Compile
 from pyro_vi_lab.whole_step import Stepper
 
@@ -113,13 +113,13 @@ def ascend(
     particles = num_particles or max(MIN_PARTICLES, PARTICLES_PER_DIMENSION * dim if dim <= MAX_DENSE else 0)
     particles += particles % 2
     most = max(most, particles)
-    if isinstance(family.scale, Dense):
+    if family.is_dense:
         # from too few particles the largest eigenvalue of a sample covariance makes a full step overshoot
         pairs = particles / 2
         lr = lr if pairs >= 1.5 * dim + 1 else min(lr, pairs / (pairs + dim + 1))
 
     def noise(number: int) -> Tensor:
-        half = family.noise.sample((particles // 2, number, dim), generator=generator, dtype=density.dtype)
+        half = family.draw((particles // 2, number), dim, generator=generator, dtype=density.dtype)
         return half.to(density.device)
 
     step_once = Stepper(density, family, lr=lr, max_kl=max_kl, compile=compile)

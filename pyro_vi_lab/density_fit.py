@@ -282,7 +282,7 @@ def _message(
     suffix = f"; {others} of {len(statuses)} restarts did not converge" if others and len(statuses) > 1 else ""
     if statuses[0] is Status.CONVERGED:
         return f"converged: the natural gradient promises less than {tolerance(density.dim):.2g} nats more{suffix}"
-    loc, sd = params.loc[0], family.scale.variance(params.scale[0]).sqrt()
+    loc, sd = params.loc[0], family.variance(Params(*(value[0] for value in params))).sqrt()
     size = sd.maximum(loc.abs())
     worst = int(size.argmax())
     farthest = (

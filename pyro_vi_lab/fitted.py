@@ -92,8 +92,8 @@ class Fit:
         Raises:
             ArgumentError: The guide is not over a family.
         """
-        scale = self._members("covariance").scale[0]
-        return self.family.scale.covariance(scale)
+        members = self._members("covariance")
+        return self.family.covariance(Params(*(value[0] for value in members)))
 
     def _members(self, what: str) -> Params:
         if self.params is None:
@@ -209,6 +209,6 @@ def draw(
     """Independent draws ``(S, R, D)`` with their log densities under target and guide, ``(S, R)``."""
     generator = torch.Generator().manual_seed(seed)
     num_fits, dim = params.loc.shape
-    eps = family.noise.sample((num_draws, num_fits, dim), generator=generator, dtype=density.dtype).to(density.device)
+    eps = family.draw((num_draws, num_fits), dim, generator=generator, dtype=density.dtype).to(density.device)
     z = family.sample(params, eps)
     return z, density.log_prob(z), family.log_prob(params, z)

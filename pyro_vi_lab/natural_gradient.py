@@ -14,110 +14,18 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal
 from pyro.optim.optim import PyroOptim
 from torch import Tensor, nn
-from torch.distributions import transform_to
+from torch.distributions import constraints, transform_to
 
 from pyro_vi_lab.errors import ArgumentError
-from pyro_vi_lab.families import FAMILIES, Dense, Family, Params, Tangent
+from pyro_vi_lab.families import FAMILIES, Params
 from pyro_vi_lab.guides.family_guide import FamilyGuide
-
-
-class Estimate(NamedTuple):
-    r"""The ELBO and its natural gradient at a batch of members, from K particles.
-
-    Args:
-        elbo: Mean of log p - log q, ``(*R)``.
-        error: Its Monte Carlo standard error.
-        tangent: The natural gradient.
-        length: Half its squared Fisher length in nats: to first order the gain of a full step.
-        gap: Newton decrement in nats: what the bound is below its optimum, to second order.
-        noise: Expected part of ``gap`` that is Monte Carlo noise.
-    """
-
-    elbo: Tensor
-    error: Tensor
-    tangent: Tangent
-    length: Tensor
-    gap: Tensor
-    noise: Tensor
-
-
-def estimate(family: Family, params: Params, eps: Tensor, log_p: Tensor, grad: Tensor, *, newton: bool) -> Estimate:
-    r"""Sticking-the-landing estimate of the ELBO's natural gradient.
-
-    The noise is that of the regression of h on ε, whose slope is M: its residuals do not depend on how far q is from a
-    Gaussian target, so neither does the noise.
-
-    Args:
-        family: The family.
-        params: Its members.
-        eps: Antithetic noise.
-        log_p: Log density of the target at z.
-        grad: Its gradient.
-        newton: Whether the location of a family with a diagonal scale shall use the full mean Hessian.
-
-    Shape:
-        eps and grad ``(K, *R, D)``, log_p ``(K, *R)``.
-
-    References:
-        Salimans & Knowles 2013, "Fixed-form variational posterior approximation through stochastic linear regression",
-        Bayesian Analysis 8, Section 3 (the regression).
-    """
-    num_pairs, dim = len(eps) // 2, eps.shape[-1]
-    values = log_p - family.noise.log_prob(eps) + family.scale.log_det(params.scale)
-    pairs = (values[:num_pairs] + values[num_pairs:]) / 2
-    h = family.scale.multiply_transposed(params.scale, grad) + eps
-    shift = h.mean(0)
-    dense = isinstance(family.scale, Dense)
-    if dense or newton:
-        outer = torch.einsum("k...d,k...e->...de", h, eps) / len(eps)
-        full = (outer + outer.mT) / 2
-        stretch = full if dense else full.diagonal(dim1=-2, dim2=-1)
-        tangent = Tangent(shift, stretch, None if dense else full)
-        residual = h - shift - torch.einsum("...de,k...e->k...d", full, eps)
-        curvatures, vectors = _eigh(full)
-        shift = torch.einsum("...ij,...i->...j", vectors, shift)
-        turned = torch.einsum("...ij,k...i->k...j", vectors, residual)
-    else:
-        stretch = (h * eps).mean(0)
-        tangent = Tangent(shift, stretch)
-        residual = turned = h - shift - stretch * eps
-        curvatures = stretch
-    # along each eigenvector of the mean Hessian: the Newton decrement where it is negative, the gradient's length
-    # elsewhere
-    precision = torch.where(
-        curvatures < 1, (1 - curvatures).clamp_min(torch.finfo(h.dtype).eps), torch.ones_like(curvatures)
-    )
-    gap = (shift.square() / precision).sum(-1) / 2 + family.scale.squared_norm(stretch) / 4
-    location_noise = (turned.square().mean(0) / precision).sum(-1) / (2 * len(eps))
-    if dense:
-        scale_noise = (residual.square().sum(-1) * eps.square().sum(-1)).mean(0) / (8 * len(eps))
-    else:
-        scale_noise = (residual * eps).square().sum(-1).mean(0) / (4 * len(eps))
-    # residuals of a regression on D variables from n pairs are too small by (n - D) / n
-    freedom = max(1 - dim / num_pairs, 0.25) if dense or newton else 1.0
-    return Estimate(
-        elbo=values.mean(0),
-        error=pairs.std(0) / num_pairs**0.5,
-        tangent=tangent,
-        length=family.squared_norm(tangent) / 2,
-        gap=gap,
-        noise=(location_noise + scale_noise) / freedom,
-    )
-
-
-def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigendecomposition; NaN for the matrices of a batch that are not finite (LAPACK would refuse the whole batch)."""
-    finite = torch.isfinite(matrix).all(-1).all(-1)
-    safe = torch.where(finite[..., None, None], matrix, torch.zeros_like(matrix))
-    values, vectors = torch.linalg.eigh(safe)
-    return torch.where(finite[..., None], values, torch.full_like(values, torch.nan)), vectors
 
 
 class NaturalGradient(PyroOptim):
@@ -190,19 +98,21 @@ class NaturalGradient(PyroOptim):
         with torch.no_grad():
             family = blocks[0].family
             parts = [block.read() for block in blocks]
-            params, tangent = parts[0]
-            if len(parts) > 1:  # one trust region over all sites of a diagonal guide
-                params = Params(*(torch.cat(values) for values in zip(*(part[0] for part in parts), strict=True)))
-                shift = torch.cat([part[1].shift for part in parts])
-                tangent = Tangent(shift, torch.cat([part[1].stretch for part in parts]))
-            if not bool(torch.isfinite(tangent.shift).all() & torch.isfinite(tangent.stretch).all()):
+            # one trust region over all sites of a diagonal guide
+            params, grads = (
+                Params(*(torch.cat(values) if len(values) > 1 else values[0] for values in zip(*members, strict=True)))
+                for members in zip(*parts, strict=True)
+            )
+            if not all(bool(torch.isfinite(grad).all()) for grad in grads):
                 return  # a step without a direction: stay, the next one draws other particles
+            tangent = family.tangent(params, *grads)
             moved = family.step(params, tangent, lr=self.lr, max_kl=self.max_kl).params
-            position = 0
-            for block, (old, _) in zip(blocks, parts, strict=True):
-                size = len(old.loc)
-                block.write(Params(moved.loc[position : position + size], moved.scale[position : position + size]))
-                position += size
+            if len(blocks) == 1:
+                blocks[0].write(moved)
+                return
+            sizes = [len(old.loc) for old, _ in parts]
+            for block, loc, scale in zip(blocks, *(value.split(sizes) for value in moved), strict=True):
+                block.write(Params(loc, scale))
 
     def get_state(self) -> dict[str, Any]:
         """Everything that :meth:`set_state` needs to go on as if nothing had happened."""
@@ -214,70 +124,116 @@ class NaturalGradient(PyroOptim):
         self.others.set_state(state_dict["others"])
 
 
+class _Leaf:
+    """An unconstrained parameter, read and written as its constrained value."""
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        self.tensor = _leaf(module, name)
+        registered = getattr(module, "_pyro_params", {})
+        self.transform = transform_to(registered[name][0] if name in registered else constraints.real)
+        self.is_tril = self.transform.codomain is constraints.lower_cholesky
+
+    def value(self) -> Tensor:
+        """The constrained value."""
+        return self.transform(self.tensor)
+
+    def grad(self) -> Tensor:
+        """Gradient of minus the loss with respect to the constrained value."""
+        assert self.tensor.grad is not None
+        grad = -self.tensor.grad
+        if self.is_tril:  # strictly lower entries as they are, the diagonal by exp
+            diagonal = grad.diagonal(dim1=-2, dim2=-1) / self.value().diagonal(dim1=-2, dim2=-1)
+            return grad.tril(-1) + torch.diag_embed(diagonal)
+        return grad / self.derivative()
+
+    def derivative(self) -> Tensor:
+        """Derivative of an elementwise transform."""
+        return self.transform.log_abs_det_jacobian(self.tensor, self.value()).exp()
+
+    def write(self, value: Tensor) -> None:
+        """Set the constrained value."""
+        self.tensor.data.copy_(self.transform.inv(value))
+
+
+class _UnitTril(_Leaf):
+    """A unit lower triangular matrix, of whose leaf only the part below the diagonal matters."""
+
+    def grad(self) -> Tensor:
+        """Gradient of minus the loss."""
+        assert self.tensor.grad is not None
+        return -self.tensor.grad
+
+    def write(self, value: Tensor) -> None:
+        """Set the matrix."""
+        self.tensor.data.copy_(value)
+
+
 class _Block:
-    """One pair (location, scale) of unconstrained parameters, read as a member of a family and written back."""
+    """Location and scale among the parameters of a guide, read as a member of a family and written back."""
 
-    def __init__(
-        self, module: nn.Module, loc: str, scale: str, family: Family, *, unit_tril: str | None = None
-    ) -> None:
-        self.family = family
-        self.loc, self.scale = _leaf(module, loc), _leaf(module, scale)
-        self.constraint = _constraint(module, scale)
-        self.unit_tril = None if unit_tril is None else _leaf(module, unit_tril)
-        self.tensors = [t for t in (self.loc, self.scale, self.unit_tril) if t is not None]
+    def __init__(self, guide: FamilyGuide) -> None:
+        self.family, self.join, self.split = guide.family, guide.join_scale, guide.split_scale
+        self.loc = _Leaf(guide, "loc")
+        self.scales = [_Leaf(guide, name) for name in guide.scale_constraints]
 
-    def read(self) -> tuple[Params, Tangent]:
-        """The present member and the natural gradient of the ELBO there, from the loss's gradients."""
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of its parameters."""
+        return [self.loc.tensor, *(leaf.tensor for leaf in self.scales)]
+
+    def read(self) -> tuple[Params, Params]:
+        """The present member, and the gradient of the ELBO there with respect to location and scale."""
         if any(tensor.grad is None for tensor in self.tensors):
-            nan = torch.full_like(self.loc, torch.nan).reshape(-1)
-            return Params(nan, nan), Tangent(nan, nan)
-        loc, grad_loc = self.loc.reshape(-1), -_grad(self.loc).reshape(-1)
-        scale, grad_scale = self._constrained()
-        shift = self.family.scale.multiply_transposed(scale, grad_loc)
-        if not isinstance(self.family.scale, Dense):
-            return Params(loc, scale), Tangent(shift, scale * grad_scale)
-        lower = (scale.mT @ grad_scale).tril()
-        return Params(loc, scale), Tangent(shift, lower + lower.tril(-1).mT)
+            nothing = [torch.full_like(leaf.value(), torch.nan) for leaf in self.scales]
+            return self.member(), Params(torch.full_like(self.member().loc, torch.nan), self.join(nothing))
+        return self.member(), Params(self.loc.grad().reshape(-1), self.join([leaf.grad() for leaf in self.scales]))
 
-    def _constrained(self) -> tuple[Tensor, Tensor]:
-        """The scale and the gradient of minus the loss with respect to its free entries."""
-        transform = transform_to(self.constraint)
-        grad = -_grad(self.scale)
-        if self.unit_tril is not None:
-            # L = diag(s)·T with T unit lower triangular: invert the chain rule, row by row
-            size = transform(self.scale)
-            unit = self.unit_tril.tril(-1) + torch.eye(len(size), dtype=size.dtype, device=size.device)
-            below = (-_grad(self.unit_tril)).tril(-1) / size.unsqueeze(-1)
-            diagonal = grad / _derivative(transform, self.scale) - (below * unit).sum(-1)
-            return size.unsqueeze(-1) * unit, below + torch.diag_embed(diagonal)
-        scale = transform(self.scale)
-        if isinstance(self.family.scale, Dense):
-            # LowerCholesky: strictly lower entries as they are, the diagonal by exp
-            diagonal = grad.diagonal() / scale.diagonal()
-            return scale, grad.tril(-1) + torch.diag_embed(diagonal)
-        return scale.reshape(-1), (grad / _derivative(transform, self.scale)).reshape(-1)
+    def member(self) -> Params:
+        """The present member."""
+        return Params(self.loc.value().reshape(-1), self.join([leaf.value() for leaf in self.scales]))
 
     def write(self, params: Params) -> None:
         """Put a member of the family into the parameters."""
-        self.loc.data.copy_(params.loc.reshape(self.loc.shape))
-        transform = transform_to(self.constraint)
-        if self.unit_tril is None:
-            shape = params.scale.shape if isinstance(self.family.scale, Dense) else self.scale.shape
-            self.scale.data.copy_(transform.inv(params.scale.reshape(shape)))
-        else:
-            size = params.scale.diagonal()
-            self.scale.data.copy_(transform.inv(size))
-            self.unit_tril.data.copy_(params.scale / size.unsqueeze(-1))
+        self.loc.write(params.loc.reshape(self.loc.tensor.shape))
+        for leaf, value in zip(self.scales, self.split(params.scale), strict=True):
+            leaf.write(value.reshape(leaf.tensor.shape))
 
 
-def _grad(tensor: Tensor) -> Tensor:
-    assert tensor.grad is not None
-    return tensor.grad
+class _MeanFieldBlock(_Block):
+    """Location and scale of one of Pyro's diagonal guides, or of one site of it, of any shape."""
+
+    def __init__(self, locs: nn.Module, loc: str, scales: nn.Module, scale: str) -> None:
+        self.family = FAMILIES["mean_field"]
+        self.join = lambda values: values[0].reshape(-1)
+        self.split = lambda value: [value]
+        self.loc, self.scales = _Leaf(locs, loc), [_Leaf(scales, scale)]
 
 
-def _derivative(transform: Any, x: Tensor) -> Tensor:
-    """Derivative of an elementwise transform."""
-    return transform.log_abs_det_jacobian(x, transform(x)).exp()
+class _UnitTrilBlock(_Block):
+    """Those of an ``AutoMultivariateNormal``, whose L = diag(s)·T with T unit lower triangular."""
+
+    def __init__(self, guide: nn.Module) -> None:
+        self.family, self.join, self.split = FAMILIES["full_rank"], self._join, self._split
+        self.loc, self.scales = _Leaf(guide, "loc"), [_Leaf(guide, "scale"), _UnitTril(guide, "scale_tril")]
+
+    def member(self) -> Params:
+        """The present member."""
+        size, unit = self._size_and_unit()
+        return Params(self.loc.value(), size.unsqueeze(-1) * unit)
+
+    def _size_and_unit(self) -> tuple[Tensor, Tensor]:
+        size, unit = self.scales[0].value(), self.scales[1].tensor
+        return size, unit.tril(-1) + torch.eye(len(size), dtype=size.dtype, device=size.device)
+
+    def _join(self, grads: Sequence[Tensor]) -> Tensor:
+        """Gradient with respect to L: the chain rule inverted, row by row."""
+        size, unit = self._size_and_unit()
+        below = grads[1].tril(-1) / size.unsqueeze(-1)
+        return below + torch.diag_embed(grads[0] - (below * unit).sum(-1))
+
+    def _split(self, tril: Tensor) -> list[Tensor]:
+        size = tril.diagonal()
+        return [size, tril / size.unsqueeze(-1)]
 
 
 def _leaf(module: nn.Module, name: str) -> Tensor:
@@ -286,40 +242,25 @@ def _leaf(module: nn.Module, name: str) -> Tensor:
     return values[f"{name}_unconstrained"] if f"{name}_unconstrained" in values else values[name]
 
 
-def _constraint(module: nn.Module, name: str) -> Any:
-    return module._pyro_params[name][0]  # type: ignore[index]
-
-
 def _is_ours(part: nn.Module) -> bool:
     return isinstance(part, FamilyGuide)
 
 
 def _normal_blocks(part: Any) -> list[_Block]:
-    names = [name for name, site in part.prototype_trace.iter_stochastic_nodes()] if part.prototype_trace else []
-    found = []
-    for name in names:
+    found: list[_Block] = []
+    for name, _ in part.prototype_trace.iter_stochastic_nodes() if part.prototype_trace else []:
         module_path, _, leaf = name.rpartition(".")
         locs, scales = part.locs, part.scales
         for step in module_path.split(".") if module_path else ():
             locs, scales = getattr(locs, step), getattr(scales, step)
-        found.append(_SiteBlock(locs, scales, leaf))
-    return list(found)
+        found.append(_MeanFieldBlock(locs, leaf, scales, leaf))
+    return found
 
 
-class _SiteBlock(_Block):
-    """The parameters of one site of an ``AutoNormal``, kept in two sub-modules."""
-
-    def __init__(self, locs: nn.Module, scales: nn.Module, name: str) -> None:
-        self.family = FAMILIES["mean_field"]
-        self.loc, self.scale, self.unit_tril = _leaf(locs, name), _leaf(scales, name), None
-        self.constraint = _constraint(scales, name)
-        self.tensors = [self.loc, self.scale]
-
-
-_READERS: dict[type, Any] = {
+_READERS: dict[type, Callable[[Any], list[_Block]]] = {
     AutoNormal: _normal_blocks,
-    AutoDiagonalNormal: lambda part: [_Block(part, "loc", "scale", FAMILIES["mean_field"])],
-    AutoMultivariateNormal: lambda part: [_Block(part, "loc", "scale", FAMILIES["full_rank"], unit_tril="scale_tril")],
+    AutoDiagonalNormal: lambda part: [_MeanFieldBlock(part, "loc", part, "scale")],
+    AutoMultivariateNormal: lambda part: [_UnitTrilBlock(part)],
 }
 """How to find the parameters in Pyro's guides."""
 
@@ -327,6 +268,6 @@ _READERS: dict[type, Any] = {
 def _blocks(part: nn.Module) -> list[_Block]:
     if not (_is_ours(part) or type(part) in _READERS) or getattr(part, "prototype_trace", None) is None:
         return []
-    if _is_ours(part):
-        return [_Block(part, "loc", part.scale_name, part.family)]  # type: ignore[arg-type]
-    return list(_READERS[type(part)](part))
+    if isinstance(part, FamilyGuide):
+        return [_Block(part)]
+    return _READERS[type(part)](part)

@@ -19,15 +19,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pyro_vi_lab.families import Family, Params, Tangent
-from pyro_vi_lab.families.particles import paired
-from pyro_vi_lab.natural_gradient import Estimate, estimate
+from pyro_vi_lab.families import MAX_DENSE, Estimate, Family, Params
 
 ACTIVE, CONVERGED, DIVERGED = 0, 1, 2
 """Values of ``State.status``."""
-
-MAX_DENSE = 512
-"""Largest D for which particles grow with D and a diagonal family uses the full mean Hessian for its location."""
 MAX_RADIUS = 1e7
 ERROR_GROWTH = 3.0
 """How much larger than before the error of a proposal's bound may be to still count as noise."""
@@ -86,12 +81,12 @@ def evaluate(function: ValueAndGrad, family: Family, params: Params, half: Tenso
     """The bound and its natural gradient from the pairs ±``half``.
 
     Shape:
-        half ``(K / 2, R, D)``.
+        half ``(K / 2, R, noise_dim(D))``.
     """
-    eps = paired(half)
-    dim = half.shape[-1]
+    eps = family.particles(half)
+    dim = params.loc.shape[-1]
     log_p, grad = function(family.sample(params, eps))
-    return estimate(family, params, eps, log_p, grad, newton=dim <= MAX_DENSE and len(half) > dim)
+    return family.estimate(params, eps, log_p, grad, newton=dim <= MAX_DENSE and len(half) > dim)
 
 
 def first_state(
@@ -114,7 +109,7 @@ def advance(
         function: The target.
         family: The approximating family.
         state: Where the fits are.
-        half: Standard noise for the pairs of particles, ``(K / 2, R, D)``.
+        half: Standard noise for the pairs of particles, ``(K / 2, R, noise_dim(D))``.
         lr: Largest step size.
         max_kl: First radius of the trust region.
         can_grow: Whether there can be more particles, so that a noisy fit need not be averaged yet.
@@ -140,7 +135,7 @@ def advance(
     radius = torch.where(kept, radius, torch.minimum(radius, proposal.kl) / 4)
 
     # successive gradients that point against each other mean that the step overshoots
-    cosine = _inner(old.tangent, new.tangent) / (2 * (old.length * new.length).sqrt()).clamp_min(1e-300)
+    cosine = family.inner(proposal.params, old.tangent, new.tangent) / (2 * (old.length * new.length).sqrt()).clamp_min(1e-300)
     resolved = kept & (new.gap > 3 * new.noise) & (proposal.size >= state.lr)
     rate = state.lr
     rate = torch.where(resolved & (cosine < -0.3), (rate * 0.75).clamp_min(lr / 20), rate)
@@ -149,7 +144,7 @@ def advance(
     signal = cosine.clamp_min(0) * new.gap
     # no more than there is now: on the way down the gap falls by orders of magnitude, which a mean would remember
     signal = torch.where(torch.isnan(state.signal), signal, torch.minimum((state.signal + signal) / 2, new.gap))
-    limit = tolerance(half.shape[-1])
+    limit = tolerance(state.params.loc.shape[-1])
     noisy = kept & (new.gap < 3 * new.noise) & (new.noise > limit)
     falling = kept & (new.gap > 3 * new.noise) & ((new.gap > limit) | (2 * new.gap < old.gap))
     moved = State(
@@ -198,7 +193,3 @@ def choose(mask: Tensor, yes: Any, no: Any) -> Any:
         return None if a is None else torch.where(mask.reshape(-1, *(1,) * (a.dim() - 1)), a, b)
 
     return pytree.tree_map(one, yes, no)
-
-
-def _inner(one: Tangent, two: Tangent) -> Tensor:
-    return (one.shift * two.shift).sum(-1) + (one.stretch * two.stretch).flatten(1).sum(-1) / 2

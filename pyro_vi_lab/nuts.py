@@ -163,7 +163,7 @@ def _start(density: LogDensity | Whitened, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed % 2**63)
     for _ in range(START_ATTEMPTS):
         if isinstance(density, Whitened):
-            point = density.family.noise.sample((density.dim,), generator=generator, dtype=density.dtype)
+            point = torch.randn(density.dim, generator=generator, dtype=density.dtype)
         else:
             point = (torch.rand(density.dim, generator=generator, dtype=density.dtype) * 2 - 1) * START_RADIUS
         value, grad = density.value_and_grad(point)

@@ -44,12 +44,12 @@ class Whitened:
 
     def to_z(self, u: Tensor) -> Tensor:
         """μ + σ·u, ``(..., D)``."""
-        return self.family.sample(self.params, u)
+        return self.params.loc + self.family.spread(self.params, u)
 
     def value_and_grad(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Log density and its gradient, ``(..., D)`` to ``(...)`` and ``(..., D)``."""
         value, grad = self.density.value_and_grad(self.to_z(u))
-        return value, self.family.scale.multiply_transposed(self.params.scale, grad)
+        return value, self.family.spread_transposed(self.params, grad)
 
     @cached_property
     def bound(self) -> Graph | None:
@@ -60,7 +60,7 @@ class Whitened:
 
         def function(u: Tensor) -> tuple[Tensor, ...]:
             value, grad = inner.module(self.to_z(u))
-            return value, self.family.scale.multiply_transposed(self.params.scale, grad)
+            return value, self.family.spread_transposed(self.params, grad)
 
         with torch.no_grad():
             return capture(function, (torch.zeros(self.dim, dtype=self.dtype, device=self.device),))

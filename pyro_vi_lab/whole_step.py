@@ -11,9 +11,8 @@ from torch import Tensor
 
 from pyro_vi_lab.capture import CHUNK_NUMBERS, compiled_batches, simplified, traced_module
 from pyro_vi_lab.density import Traceable
-from pyro_vi_lab.families import Family, Params, Tangent
+from pyro_vi_lab.families import Estimate, Family, Params, Tangent
 from pyro_vi_lab.isolation import default_dtype
-from pyro_vi_lab.natural_gradient import Estimate
 from pyro_vi_lab.natural_step import Report, State, ValueAndGrad, advance, first_state
 from pyro_vi_lab.tiers import Compile, Runner
 

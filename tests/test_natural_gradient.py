@@ -29,11 +29,10 @@ from torch.distributions import constraints
 
 import pyro_vi_lab as vl
 from pyro_vi_lab.errors import ArgumentError
-from pyro_vi_lab.families import FAMILIES, Dense, Family, Params, Tangent
+from pyro_vi_lab.families import FAMILIES, Dense, Estimate, Family, Params, Tangent
 from pyro_vi_lab.families.particles import antithetic
 from pyro_vi_lab.guides import FullRankNormal, MeanFieldNormal
 from pyro_vi_lab.models import LinearRegression
-from pyro_vi_lab.natural_gradient import Estimate, estimate
 from pyro_vi_lab.natural_step import tolerance
 
 STANDARD_ERRORS = 5  # fails a right answer once in two million
@@ -105,7 +104,7 @@ def estimated(
     generator = torch.Generator().manual_seed(seed)
     num_fits, dim = params.loc.shape
     eps = antithetic(family.noise, num_particles, (num_fits,), dim, generator=generator, dtype=params.loc.dtype)
-    return estimate(family, params, eps, *target(family.sample(params, eps)), newton=newton)
+    return family.estimate(params, eps, *target(family.sample(params, eps)), newton=newton)
 
 
 each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
@@ -165,7 +164,7 @@ def test_estimate_is_unbiased(family: Family, newton: bool) -> None:
     generator = torch.Generator().manual_seed(99)
     half = torch.randn(400, 8, 1, 3, generator=generator)
     eps = torch.cat([half, -half], 1)
-    found = [estimate(family, params, one, *skewed(family.sample(params, one)), newton=newton) for one in eps]
+    found = [family.estimate(params, one, *skewed(family.sample(params, one)), newton=newton) for one in eps]
     mean = {
         "elbo": torch.stack([one.elbo for one in found]),
         "shift": torch.stack([one.tangent.shift for one in found]),
@@ -240,11 +239,11 @@ def test_batch_of_members_is_the_members_one_by_one() -> None:
     for family in FAMILIES.values():
         params = members(family, 3, num_fits=4)
         eps = torch.randn(32, 4, 3)
-        together = estimate(family, params, eps, *skewed(family.sample(params, eps)), newton=True)
+        together = family.estimate(params, eps, *skewed(family.sample(params, eps)), newton=True)
         for i in range(4):
             one = Params(params.loc[i : i + 1], params.scale[i : i + 1])
             noise = eps[:, i : i + 1]
-            alone = estimate(family, one, noise, *skewed(family.sample(one, noise)), newton=True)
+            alone = family.estimate(one, noise, *skewed(family.sample(one, noise)), newton=True)
             for name in ("elbo", "error", "length", "gap", "noise"):
                 torch.testing.assert_close(getattr(alone, name)[0], getattr(together, name)[i])
             torch.testing.assert_close(alone.tangent.shift[0], together.tangent.shift[i])
@@ -255,9 +254,9 @@ def test_one_bad_member_leaves_the_others_alone() -> None:
     family = FAMILIES["full_rank"]
     params, eps = members(family, 3, num_fits=2), torch.randn(32, 2, 3)
     log_p, grad = skewed(family.sample(params, eps))
-    good = estimate(family, params, eps, log_p, grad, newton=False)
+    good = family.estimate(params, eps, log_p, grad, newton=False)
     log_p[0, 1], grad[0, 1] = math.nan, math.nan
-    found = estimate(family, params, eps, log_p, grad, newton=False)
+    found = family.estimate(params, eps, log_p, grad, newton=False)
     assert found.gap.isfinite().tolist() == [True, False]
     assert found.gap[0] == good.gap[0]
     torch.testing.assert_close(found.tangent.stretch[0], good.tangent.stretch[0])

@@ -1,39 +1,32 @@
-"""A family: a scale operator and a noise; its density, and its exact natural step."""
+"""What a family is: a distribution over z with a location and a scale, and its natural step."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyro_vi_lab.families.noise import Noise
-from pyro_vi_lab.families.scale import Scale, retract
-
-STEP_SIZES = 49
-"""Candidate step sizes of the trust region, each smaller than the last by the square root of two: down to 2⁻²⁴ of
-``lr``, and then one that is always inside."""
+MAX_DENSE = 512
+"""Largest D for which a family whose scale is not dense uses the full mean Hessian for its location."""
 
 
 class Params(NamedTuple):
-    """Parameters of a batch of members of a family: ``loc (*R, D)`` and ``scale`` in the operator's own shape."""
+    """Parameters of a batch of members of a family: ``loc (*R, D)`` and ``scale`` in the family's own shape."""
 
     loc: Tensor
     scale: Tensor
 
 
 class Tangent(NamedTuple):
-    r"""A natural gradient of the ELBO in whitened coordinates, in which q is N(0, I).
+    r"""A natural gradient of the ELBO, in the coordinates of the family.
 
     Args:
-        shift: :math:`\delta = E[h]`, the natural gradient of the location there, ``(*R, D)``.
-        stretch: :math:`M = \mathrm{sym}\, E[h \varepsilon^\top]` in the operator's shape: minus the natural gradient
-        of the
-            precision there; :math:`I - M` is the mean negative Hessian.
-        curvature: The full :math:`M`, ``(*R, D, D)``, for families whose ``stretch`` is a part of it: then the
-        location takes a
-            Newton step with it. ``None`` if it is not known.
+        shift: Of the location, ``(*R, D)``.
+        stretch: Of the scale, in its own shape.
+        curvature: In whitened coordinates the identity plus the mean Hessian of log p, ``(*R, D, D)``, where the
+            location is to take a Newton step; ``None`` if it is not known.
     """
 
     shift: Tensor
@@ -49,137 +42,154 @@ class Step(NamedTuple):
     kl: Tensor
 
 
-@dataclass(frozen=True)
-class Family:
-    r"""The distributions of :math:`z = \mu + \sigma \varepsilon`.
+class Estimate(NamedTuple):
+    r"""The ELBO and its natural gradient at a batch of members, from K particles.
 
     Args:
-        scale: Kind of scale operator σ.
-        noise: Distribution of ε.
-
-    Shape:
-        K particles come first, then the batch of fits ``*R``, then D: ``eps (K, *R, D)``.
+        elbo: Mean of log p - log q, ``(*R)``.
+        error: Its Monte Carlo standard error.
+        tangent: The natural gradient.
+        length: Half its squared Fisher length in nats: to first order the gain of a full step.
+        gap: Newton decrement in nats: what the bound is below its optimum, to second order.
+        noise: Expected part of ``gap`` that is Monte Carlo noise.
     """
 
-    scale: Scale
-    noise: Noise
+    elbo: Tensor
+    error: Tensor
+    tangent: Tangent
+    length: Tensor
+    gap: Tensor
+    noise: Tensor
 
+
+class Family(ABC):
+    """A family of distributions over z; K particles come first, then the batch of fits ``*R``, then D."""
+
+    is_dense: bool = False
+    """Whether the number of parameters of the scale is of the order of D²."""
+
+    @abstractmethod
     def initial(self, loc: Tensor, size: float) -> Params:
-        """Members at ``loc (*R, D)`` with σ = size·I."""
-        batch = tuple(loc.shape[:-1])
-        return Params(loc, self.scale.isotropic(loc.shape[-1], size, batch=batch, dtype=loc.dtype).to(loc.device))
+        """Members at ``loc (*R, D)`` whose coordinates have a scale of ``size``."""
 
+    def noise_dim(self, dim: int) -> int:
+        """Length of the ε that a z of length D is made of."""
+        return dim
+
+    @abstractmethod
+    def draw(
+        self,
+        shape: tuple[int, ...],
+        dim: int,
+        *,
+        generator: torch.Generator | None,
+        dtype: torch.dtype,
+        device: torch.device | None = None,
+    ) -> Tensor:
+        """Draws of ε, ``(*shape, noise_dim(D))``."""
+
+    @abstractmethod
+    def particles(self, half: Tensor) -> Tensor:
+        """Pairs ±ε of the draws ``half (K / 2, *R, noise_dim(D))``; where it helps, with exact second moments."""
+
+    @abstractmethod
     def sample(self, params: Params, eps: Tensor) -> Tensor:
         """Z = μ + σ·ε, ``(K, *R, D)``."""
-        return params.loc + self.scale.multiply(params.scale, eps)
 
-    def whiten(self, params: Params, z: Tensor) -> Tensor:
-        """ε = σ⁻¹(z - μ), ``(K, *R, D)``."""
-        return self.scale.solve(params.scale, z - params.loc)
-
+    @abstractmethod
     def log_prob(self, params: Params, z: Tensor) -> Tensor:
         """Log density of z, ``(K, *R)``."""
-        return self.noise.log_prob(self.whiten(params, z)) - self.scale.log_det(params.scale)
 
+    @abstractmethod
     def entropy(self, params: Params) -> Tensor:
         """Entropy in nats, ``(*R)``."""
-        return self.noise.entropy(params.loc.shape[-1]) + self.scale.log_det(params.scale)
 
+    @abstractmethod
     def kl(self, params: Params, other: Params) -> Tensor:
-        r"""KL(params ‖ other) in nats, ``(*R)``; closed for normal noise.
+        """KL(params ‖ other) in nats, ``(*R)``.
 
-        .. math:: \tfrac12 (\|\sigma_2^{-1}\sigma_1\|_F^2 + \|\sigma_2^{-1}(\mu_1 - \mu_2)\|^2 - D) + \log\det\sigma_2
-                  - \log\det\sigma_1
+        Raises:
+            NotImplementedError: It has no closed form.
         """
-        shift = self.scale.solve(other.scale, params.loc - other.loc).square().sum(-1)
-        trace = self.scale.trace_of_ratio(params.scale, other.scale)
-        log_det = self.scale.log_det(other.scale) - self.scale.log_det(params.scale)
-        return 0.5 * (trace + shift - params.loc.shape[-1]) + log_det
 
+    @abstractmethod
+    def covariance(self, params: Params) -> Tensor:
+        """Covariance of z, ``(*R, D, D)``."""
+
+    @abstractmethod
+    def variance(self, params: Params) -> Tensor:
+        """Its diagonal, ``(*R, D)``."""
+
+    @abstractmethod
+    def quantile(self, params: Params, probability: float) -> Tensor:
+        """Quantile of every coordinate of z, ``(*R, D)``."""
+
+    @abstractmethod
+    def spread(self, params: Params, u: Tensor) -> Tensor:
+        """A linear map of u ``(..., D)`` whose image of N(0, I) has the family's shape, without the location."""
+
+    @abstractmethod
+    def spread_transposed(self, params: Params, x: Tensor) -> Tensor:
+        """The transpose of :meth:`spread`."""
+
+    @abstractmethod
     def fisher(self, params: Params) -> Tensor:
         """Fisher matrix for the location and the free entries of the scale, ``(*R, P, P)``."""
-        loc, scale = self.scale.fisher(params.scale)
-        zeros = loc.new_zeros(*loc.shape[:-1], scale.shape[-1])
-        return torch.cat([torch.cat([loc, zeros], -1), torch.cat([zeros.mT, scale], -1)], -2)
 
-    def squared_norm(self, tangent: Tangent) -> Tensor:
-        r"""Squared length of a natural gradient in the Fisher metric, ``(*R)``.
+    @abstractmethod
+    def tangent(self, params: Params, loc_grad: Tensor, scale_grad: Tensor) -> Tangent:
+        """The natural gradient, from gradients of the ELBO with respect to location and scale."""
 
-        .. math:: \|\delta\|^2 + \tfrac12 \|M\|^2
+    @abstractmethod
+    def inner(self, params: Params, one: Tangent, two: Tangent) -> Tensor:
+        """Inner product in the Fisher metric, ``(*R)``."""
 
-        A step of size t has KL ≈ t²/2 of it, and gains about as much as that in the bound when t = 1 reaches the
-        optimum.
+    @abstractmethod
+    def estimate(self, params: Params, eps: Tensor, log_p: Tensor, grad: Tensor, *, newton: bool) -> Estimate:
+        """Sticking-the-landing estimate of the ELBO and its natural gradient from antithetic ``eps``.
+
+        Args:
+            params: Members of the family.
+            eps: As of :meth:`particles`.
+            log_p: Log density of the target at z.
+            grad: Its gradient.
+            newton: Whether the location may take the full mean Hessian where the scale is not dense.
+
+        Shape:
+            eps ``(K, *R, noise_dim(D))``, log_p ``(K, *R)``, grad ``(K, *R, D)``.
+
+        References:
+            Roeder, Wu & Duvenaud 2017, "Sticking the landing", NeurIPS, eq. 8.
         """
-        return tangent.shift.square().sum(-1) + self.scale.squared_norm(tangent.stretch) / 2
 
+    @abstractmethod
     def step(self, params: Params, tangent: Tangent, *, lr: Tensor | float, max_kl: Tensor | float) -> Step:
-        r"""The longest natural step of size ρ ≤ ``lr`` with KL(new ‖ old) ≤ ``max_kl``.
-
-        With :math:`P = \varphi(\rho M)` the new whitened precision (see :mod:`pyro_vi_lab.families.scale`),
-
-        .. math:: \mu \leftarrow \mu + \sigma P^{-1} \rho\delta, \qquad \sigma\sigma^\top \leftarrow \sigma P^{-1}
-        \sigma^\top.
+        """The longest natural step of size ρ ≤ ``lr`` with KL(new ‖ old) ≤ ``max_kl``.
 
         Args:
             params: Where to start.
             tangent: The natural gradient there.
             lr: Largest step size, a number or one per fit.
             max_kl: Largest KL divergence from the old member, in nats, a number or one per fit.
-
-        References:
-            Khan & Rue 2023, "The Bayesian learning rule", JMLR 24, eq. 12 and 13.
         """
-        values, vectors = self.scale.decompose(tangent.stretch)
-        if tangent.curvature is None:
-            loc_values, loc_vectors, loc_precision = values, vectors, retract
-        else:
-            loc_values, loc_vectors = torch.linalg.eigh(tangent.curvature)
-            loc_precision = _newton_precision
-        shift = tangent.shift if loc_vectors is None else torch.einsum("...ij,...i->...j", loc_vectors, tangent.shift)
 
-        factors = torch.logspace(0, -(STEP_SIZES - 1) / 2, STEP_SIZES, base=2, dtype=values.dtype, device=values.device)
-        sizes = torch.as_tensor(lr, dtype=values.dtype, device=values.device) * factors.reshape(
-            -1, *(1,) * (values.dim() - 1)
-        )
-        sizes = sizes.expand(STEP_SIZES, *values.shape[:-1])
-        last = torch.minimum(sizes[-1], _safe_size(values, loc_values, shift, max_kl))
-        sizes = torch.cat([sizes[:-1], last.unsqueeze(0)])
-        rho = sizes.unsqueeze(-1)
-        kl = _kl_of_step(retract(rho * values), rho * shift / loc_precision(rho * loc_values))
-        # the first candidate inside the region; the last one always is, up to rounding
-        inside = kl[:-1] <= torch.as_tensor(max_kl, dtype=kl.dtype, device=kl.device)
-        index = torch.cat([inside, torch.ones_like(inside[:1])]).int().argmax(0, keepdim=True)
-        size, kl = sizes.gather(0, index)[0], kl.gather(0, index)[0]
+    def squared_norm(self, params: Params, tangent: Tangent) -> Tensor:
+        """Squared length of a natural gradient in the Fisher metric, ``(*R)``.
 
-        rho = size.unsqueeze(-1)
-        moved = rho * shift / loc_precision(rho * loc_values)
-        if loc_vectors is not None:
-            moved = torch.einsum("...ij,...j->...i", loc_vectors, moved)
-        loc = params.loc + self.scale.multiply(params.scale, moved)
-        scale = self.scale.move(params.scale, retract(rho * values).reciprocal(), vectors)
-        return Step(Params(loc, scale), size, kl)
+        A step of size t has KL ≈ t²/2 of it, and gains about as much as that in the bound when t = 1 reaches the
+        optimum.
+        """
+        return self.inner(params, tangent, tangent)
 
 
-def _newton_precision(x: Tensor) -> Tensor:
+def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigendecomposition; NaN for the matrices of a batch that are not finite (LAPACK would refuse the whole batch)."""
+    finite = torch.isfinite(matrix).all(-1).all(-1)
+    safe = torch.where(finite[..., None, None], matrix, torch.zeros_like(matrix))
+    values, vectors = torch.linalg.eigh(safe)
+    return torch.where(finite[..., None], values, torch.full_like(values, torch.nan)), vectors
+
+
+def newton_precision(x: Tensor) -> Tensor:
     """|1 - x|: the location has no cone to stay in, and a saddle is left downhill (saddle-free Newton)."""
     return (1 - x).abs().clamp_min(torch.finfo(x.dtype).eps)
-
-
-def _safe_size(values: Tensor, loc_values: Tensor, shift: Tensor, max_kl: Tensor | float) -> Tensor:
-    r"""A step size whose KL is below ``max_kl`` whatever the tangent.
-
-    Where :math:`\rho |x| \le \tfrac12` for all eigenvalues, :math:`1/\varphi - 1 + \log\varphi \le \tfrac54 (\rho x)^2`
-    and :math:`\|P^{-1} \rho\delta\|^2 \le 4 \rho^2 \|\delta\|^2`.
-    """
-    tiny = torch.finfo(values.dtype).tiny
-    largest = torch.maximum(values.abs().amax(-1), loc_values.abs().amax(-1))
-    bound = (0.625 * values.square() + 2 * shift.square()).sum(-1)
-    return torch.minimum(0.5 / largest.clamp_min(tiny), (max_kl / bound.clamp_min(tiny)).sqrt())
-
-
-def _kl_of_step(precision: Tensor, moved: Tensor) -> Tensor:
-    r"""KL(new ‖ old) of a normal family, from the whitened new precision's eigenvalues and the whitened shift.
-
-    .. math:: \tfrac12 \sum (1/\varphi - 1 + \log\varphi) + \tfrac12 \|P^{-1} \rho\delta\|^2
-    """
-    return 0.5 * (precision.reciprocal() - 1 + precision.log() + moved.square()).sum(-1)

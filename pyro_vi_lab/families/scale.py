@@ -31,7 +31,13 @@ def retract(x: Tensor) -> Tensor:
 
 
 class Scale(ABC):
-    """A kind of scale operator; its parameters are plain tensors with a leading batch of fits ``(*R, ...)``."""
+    """A kind of scale operator; its parameters are plain tensors with a leading batch of fits ``(*R, ...)``.
+
+    A *stretch* is a symmetric matrix in whitened coordinates, in the shape of the scale.
+    """
+
+    is_dense: bool = False
+    """Whether the parameters are of the order of D²."""
 
     @abstractmethod
     def multiply(self, scale: Tensor, x: Tensor) -> Tensor:
@@ -62,12 +68,52 @@ class Scale(ABC):
         """Parameters of σ = size·I."""
 
     @abstractmethod
-    def squared_norm(self, stretch: Tensor) -> Tensor:
-        """Squared Frobenius norm of a symmetric whitened step, ``(*R)``."""
+    def inner(self, one: Tensor, two: Tensor) -> Tensor:
+        """Frobenius inner product of two stretches, ``(*R)``."""
+
+    @abstractmethod
+    def diagonal(self, stretch: Tensor) -> Tensor:
+        """Diagonal of a stretch, ``(*R, D)``."""
+
+    def trace(self, stretch: Tensor) -> Tensor:
+        """Trace of a stretch, ``(*R)``."""
+        return self.diagonal(stretch).sum(-1)
+
+    @abstractmethod
+    def add_to_diagonal(self, stretch: Tensor, number: Tensor) -> Tensor:
+        """A stretch plus ``number (*R)`` times the identity."""
+
+    @abstractmethod
+    def apply(self, stretch: Tensor, x: Tensor) -> Tensor:
+        """A stretch times ``x (..., D)``."""
+
+    @abstractmethod
+    def part(self, matrix: Tensor) -> Tensor:
+        """The stretch that a symmetric matrix ``(*R, D, D)`` holds."""
+
+    @abstractmethod
+    def mean_outer(self, x: Tensor, y: Tensor) -> Tensor:
+        """The stretch of the symmetric part of the mean of xyᵀ over the particles, ``x`` and ``y (K, *R, D)``."""
+
+    @abstractmethod
+    def noise(self, x: Tensor, y: Tensor) -> Tensor:
+        """Half the mean squared norm of the stretches of xyᵀ, ``(*R)``."""
+
+    @abstractmethod
+    def whitened_gradient(self, scale: Tensor, grad: Tensor) -> Tensor:
+        """The gradient for a stretch S in σ(I + S), from the gradient with respect to the scale."""
 
     @abstractmethod
     def decompose(self, stretch: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Eigenvalues ``(*R, D)`` and eigenvectors (``None`` for the identity) of a symmetric whitened step."""
+        """Eigenvalues ``(*R, P)`` and eigenvectors (``None`` for the identity) of a stretch."""
+
+    @abstractmethod
+    def rotate(self, vectors: Tensor | None, x: Tensor) -> Tensor:
+        """Coordinates ``(*R, P)`` of ``x (*R, D)`` along the eigenvectors."""
+
+    @abstractmethod
+    def rotate_back(self, vectors: Tensor | None, x: Tensor, dim: int) -> Tensor:
+        """The vector ``(*R, D)`` with these coordinates."""
 
     @abstractmethod
     def move(self, scale: Tensor, values: Tensor, vectors: Tensor | None) -> Tensor:
@@ -113,13 +159,49 @@ class Diagonal(Scale):
         """S = size everywhere."""
         return torch.full((*batch, dim), size, dtype=dtype)
 
-    def squared_norm(self, stretch: Tensor) -> Tensor:
-        """Σ M²."""
-        return stretch.square().sum(-1)
+    def inner(self, one: Tensor, two: Tensor) -> Tensor:
+        """Sum of products."""
+        return (one * two).sum(-1)
+
+    def diagonal(self, stretch: Tensor) -> Tensor:
+        """All of it."""
+        return stretch
+
+    def add_to_diagonal(self, stretch: Tensor, number: Tensor) -> Tensor:
+        """Plus the number everywhere."""
+        return stretch + number.unsqueeze(-1)
+
+    def apply(self, stretch: Tensor, x: Tensor) -> Tensor:
+        """M·x."""
+        return stretch * x
+
+    def part(self, matrix: Tensor) -> Tensor:
+        """The diagonal."""
+        return matrix.diagonal(dim1=-2, dim2=-1)
+
+    def mean_outer(self, x: Tensor, y: Tensor) -> Tensor:
+        """Mean of x·y."""
+        return (x * y).mean(0)
+
+    def noise(self, x: Tensor, y: Tensor) -> Tensor:
+        """Half the mean of ‖x·y‖²."""
+        return (x * y).square().sum(-1).mean(0) / 2
+
+    def whitened_gradient(self, scale: Tensor, grad: Tensor) -> Tensor:
+        """s·grad."""
+        return scale * grad
 
     def decompose(self, stretch: Tensor) -> tuple[Tensor, Tensor | None]:
         """M is its own eigenvalues."""
         return stretch, None
+
+    def rotate(self, vectors: Tensor | None, x: Tensor) -> Tensor:
+        """As it is."""
+        return x
+
+    def rotate_back(self, vectors: Tensor | None, x: Tensor, dim: int) -> Tensor:
+        """As it is."""
+        return x
 
     def move(self, scale: Tensor, values: Tensor, vectors: Tensor | None) -> Tensor:
         """s·√values."""
@@ -137,6 +219,8 @@ class Diagonal(Scale):
 
 class Dense(Scale):
     """σ = L, lower triangular with a positive diagonal, of shape ``(*R, D, D)``."""
+
+    is_dense = True
 
     def multiply(self, scale: Tensor, x: Tensor) -> Tensor:
         """L·x."""
@@ -168,14 +252,53 @@ class Dense(Scale):
         """L = size·I."""
         return torch.eye(dim, dtype=dtype).mul(size).expand(*batch, dim, dim).clone()
 
-    def squared_norm(self, stretch: Tensor) -> Tensor:
-        """‖M‖²."""
-        return stretch.square().sum((-2, -1))
+    def inner(self, one: Tensor, two: Tensor) -> Tensor:
+        """Sum of products."""
+        return (one * two).sum((-2, -1))
+
+    def diagonal(self, stretch: Tensor) -> Tensor:
+        """The diagonal."""
+        return stretch.diagonal(dim1=-2, dim2=-1)
+
+    def add_to_diagonal(self, stretch: Tensor, number: Tensor) -> Tensor:
+        """Plus the number times the identity."""
+        identity = torch.eye(stretch.shape[-1], dtype=stretch.dtype, device=stretch.device)
+        return stretch + number[..., None, None] * identity
+
+    def apply(self, stretch: Tensor, x: Tensor) -> Tensor:
+        """M·x."""
+        return torch.einsum("...ij,...j->...i", stretch, x)
+
+    def part(self, matrix: Tensor) -> Tensor:
+        """All of it."""
+        return matrix
+
+    def mean_outer(self, x: Tensor, y: Tensor) -> Tensor:
+        """Symmetric part of the mean of xyᵀ."""
+        outer = torch.einsum("k...d,k...e->...de", x, y) / len(x)
+        return (outer + outer.mT) / 2
+
+    def noise(self, x: Tensor, y: Tensor) -> Tensor:
+        """Half the mean of ½‖x‖²‖y‖², without the small part of both along each other."""
+        return (x.square().sum(-1) * y.square().sum(-1)).mean(0) / 4
+
+    def whitened_gradient(self, scale: Tensor, grad: Tensor) -> Tensor:
+        """The lower triangle of Lᵀ·grad, mirrored: it asks for the lower triangle of ``grad`` alone."""
+        lower = (scale.mT @ grad.tril()).tril()
+        return lower + lower.tril(-1).mT
 
     def decompose(self, stretch: Tensor) -> tuple[Tensor, Tensor | None]:
         """Symmetric eigenvalue decomposition."""
         values, vectors = torch.linalg.eigh(stretch)
         return values, vectors
+
+    def rotate(self, vectors: Tensor | None, x: Tensor) -> Tensor:
+        """Uᵀ·x."""
+        return torch.einsum("...ij,...i->...j", vectors, x)
+
+    def rotate_back(self, vectors: Tensor | None, x: Tensor, dim: int) -> Tensor:
+        """U·x."""
+        return torch.einsum("...ij,...j->...i", vectors, x)
 
     def move(self, scale: Tensor, values: Tensor, vectors: Tensor | None) -> Tensor:
         """L·chol(U diag(values) Uᵀ): a product of two lower triangles is one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, ClassVar, Self
 
@@ -57,9 +57,8 @@ class FamilyGuide(AutoContinuous):
     """The family of distributions over z."""
     takes_rows: ClassVar[bool] = False
     """Whether latent sites may lie in a plate of which a call sees some rows only."""
-    scale_name: ClassVar[str]
-    """Name of the scale parameter, as Pyro's guides call it."""
-    scale_constraint: ClassVar[constraints.Constraint]
+    scale_constraints: ClassVar[Mapping[str, constraints.Constraint]]
+    """Names of the parameters of the scale, as Pyro's guides call them, and their constraints."""
 
     loc: Tensor
 
@@ -156,12 +155,26 @@ class FamilyGuide(AutoContinuous):
     @property
     def params(self) -> Params:
         """Present location and scale, detached."""
-        return Params(self.loc.detach().clone(), getattr(self, self.scale_name).detach().clone())
+        values = [getattr(self, name).detach().clone() for name in self.scale_constraints]
+        return Params(self.loc.detach().clone(), self.join_scale(values))
 
     @params.setter
     def params(self, value: Params) -> None:
         self.loc = nn.Parameter(value.loc.detach().clone())
-        setattr(self, self.scale_name, PyroParam(value.scale.detach().clone(), self.scale_constraint))
+        parts = self.split_scale(value.scale.detach())
+        for (name, constraint), part in zip(self.scale_constraints.items(), parts, strict=True):
+            setattr(self, name, PyroParam(part.clone(), constraint))
+
+    @staticmethod
+    def join_scale(values: Sequence[Tensor]) -> Tensor:
+        """The scale as the family has it, from the parameters of the guide, or their gradients."""
+        (value,) = values
+        return value
+
+    @staticmethod
+    def split_scale(scale: Tensor) -> list[Tensor]:
+        """The parameters of the guide from the scale of the family."""
+        return [scale]
 
     def get_base_dist(self) -> Any:
         """Standard normal over z."""
@@ -302,13 +315,14 @@ class FamilyGuide(AutoContinuous):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Makes the parameters of a guide that has not been run yet."""
-        loc, scale = f"{prefix}loc", f"{prefix}{self.scale_name}_unconstrained"
-        if self.prototype_trace is None and loc in state_dict and scale in state_dict:
-            self.params = Params(state_dict[loc], transform_to(self.scale_constraint)(state_dict[scale]))
+        keys = {name: f"{prefix}{name}{_suffix(constraint)}" for name, constraint in self.scale_constraints.items()}
+        if self.prototype_trace is None and {f"{prefix}loc", *keys.values()} <= state_dict.keys():
+            values = [transform_to(self.scale_constraints[name])(state_dict[key]) for name, key in keys.items()]
+            self.params = Params(state_dict[f"{prefix}loc"], self.join_scale(values))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _loc_scale(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        return self.loc, self.family.scale.variance(getattr(self, self.scale_name)).sqrt()
+        return self.loc, self.family.variance(self.params).sqrt()
 
 
 def differs_by_element(constraint: Any) -> bool:
@@ -320,6 +334,11 @@ def differs_by_element(constraint: Any) -> bool:
     return isinstance(constraint, constraints.Constraint) and any(
         differs_by_element(part) for part in vars(constraint).values()
     )
+
+
+def _suffix(constraint: Any) -> str:
+    """What Pyro adds to the name of a parameter that it keeps unconstrained."""
+    return "" if constraint is constraints.real else "_unconstrained"
 
 
 def _sees_part(plate: Any) -> bool:

@@ -31,8 +31,7 @@ class FullRankNormal(FamilyGuide):
     """
 
     family: ClassVar = FAMILIES["full_rank"]
-    scale_name: ClassVar = "scale_tril"
-    scale_constraint: ClassVar = constraints.lower_cholesky
+    scale_constraints: ClassVar = {"scale_tril": constraints.lower_cholesky}
     scale_tril: Tensor
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> Any:

@@ -37,8 +37,7 @@ class MeanFieldNormal(FamilyGuide):
     """
 
     family: ClassVar = FAMILIES["mean_field"]
-    scale_name: ClassVar = "scale"
-    scale_constraint: ClassVar = constraints.positive
+    scale_constraints: ClassVar = {"scale": constraints.positive}
     takes_rows: ClassVar = True
     scale: Tensor
 

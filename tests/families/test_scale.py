@@ -113,7 +113,7 @@ def test_a_symmetric_step_and_its_eigenvalues(name: str, batch: tuple[int, ...])
     vectors = torch.eye(3, dtype=torch.float64).expand_as(full) if vectors is None else vectors
     assert_close(vectors @ torch.diag_embed(values) @ vectors.mT, full)
     assert_close(vectors.mT @ vectors, torch.eye(3, dtype=torch.float64).expand_as(full))
-    assert_close(operator.squared_norm(stretch), full.square().sum((-2, -1)))
+    assert_close(operator.inner(stretch, stretch), full.square().sum((-2, -1)))
 
 
 @EACH

@@ -37,7 +37,7 @@ def test_posterior_is_the_multivariate_normal() -> None:
 
 def test_scale_is_triangular_with_a_positive_diagonal_by_construction() -> None:
     guide = made()
-    assert FullRankNormal.scale_constraint is constraints.lower_cholesky
+    assert FullRankNormal.scale_constraints == {"scale_tril": constraints.lower_cholesky}
     with torch.no_grad():
         for leaf in guide.parameters():
             leaf.sub_(50)

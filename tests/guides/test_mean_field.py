@@ -48,7 +48,7 @@ def test_posterior_is_a_product_of_normals() -> None:
 
 def test_scale_is_positive_by_construction() -> None:
     guide = made()
-    assert MeanFieldNormal.scale_constraint is constraints.positive
+    assert MeanFieldNormal.scale_constraints == {"scale": constraints.positive}
     with torch.no_grad():
         for leaf in guide.parameters():
             leaf.sub_(100)
