@@ -22,8 +22,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,6 +114,7 @@ def ascend(
     particles = num_particles or max(MIN_PARTICLES, PARTICLES_PER_DIMENSION * dim if dim <= MAX_DENSE else 0)
     particles += particles % 2
     most = max(most, particles)
+    lr = min(lr, family.max_lr)
     if family.is_dense:
         # from too few particles the largest eigenvalue of a sample covariance makes a full step overshoot
         pairs = particles / 2
@@ -152,6 +154,46 @@ def ascend(
             particles = min(4 * particles, most)
     ends = [_STATUS[one] for one in whole.status.tolist()]
     return Result(whole.params, ends, whole.estimate.gap, records, gradients)
+
+
+def ascend_in_stages(
+    density: LogDensity | DensityBatch,
+    family: Family,
+    start: Params,
+    *,
+    max_steps: int,
+    on_step: Callable[[int, Record], None],
+    **settings: Any,
+) -> Result:
+    """The same by way of the family's precursor, from whose optimum this one's is near.
+
+    Args:
+        density: The target.
+        family: The approximating family.
+        start: Where each fit starts.
+        max_steps: Most steps, of all stages together.
+        on_step: Called with the number and the record of each step.
+        **settings: As of :func:`ascend`.
+    """
+    if family.precursor is None:
+        return ascend(density, family, start, max_steps=max_steps, on_step=on_step, **settings)
+    clock = time.perf_counter()
+    first = ascend_in_stages(
+        density, family.precursor, family.to_precursor(start), max_steps=max_steps, on_step=on_step, **settings
+    )
+    done, seconds = len(first.records), time.perf_counter() - clock
+    last = ascend(
+        density,
+        family,
+        family.from_precursor(first.params),
+        max_steps=max(max_steps + 1 - done, 1),
+        on_step=lambda step, record: on_step(done + step, record),
+        **settings,
+    )
+    later = [replace(record, seconds=record.seconds + seconds) for record in last.records]
+    return Result(
+        last.params, last.status, last.gap, first.records + later, first.num_gradients + last.num_gradients
+    )
 
 
 def _put(whole: State, index: Tensor | None, part: State) -> State:

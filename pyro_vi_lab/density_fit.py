@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_vi_lab.density import LogDensity
 from pyro_vi_lab.density_batch import DensityBatch
-from pyro_vi_lab.density_engine import Record, Result, Status, ascend
+from pyro_vi_lab.density_engine import Record, Result, Status, ascend, ascend_in_stages
 from pyro_vi_lab.errors import ArgumentError, LabWarning, unknown_name
 from pyro_vi_lab.families import Family, Params
 from pyro_vi_lab.fit_progress import fit_progress
@@ -62,7 +62,9 @@ def fit_density(
     name, made = _prepared(problem, guide, seed)
     generator = torch.Generator(device="cpu").manual_seed(seed)
     start = _start(made, num_restarts, generator, density)
-    settings = _Settings(lr, max_kl, num_particles, max_steps, generator, compile)
+    # an instance says where to start, a class starts anywhere
+    in_stages = not isinstance(guide, FamilyGuide)
+    settings = _Settings(lr, max_kl, num_particles, max_steps, generator, compile, in_stages)
     result = _ascended(density, made.family, start, settings, f"{name} fit of {problem.name}" if progress else "")
     order = _best_first(density, made.family, result.params, result.status, seed)
     return _fit_of(problem, name, made, result, order, max_steps=max_steps, seed=seed, began=began)
@@ -129,7 +131,9 @@ def fit_each(
     name, made = _prepared(problem, guide, seed)
     generator = torch.Generator(device="cpu").manual_seed(seed)
     start = Params(*(value.expand(len(problems), *value.shape).clone() for value in made.params))
-    settings = _Settings(lr, max_kl, num_particles, max_steps, generator, compile)
+    # an instance says where to start, a class starts anywhere
+    in_stages = not isinstance(guide, FamilyGuide)
+    settings = _Settings(lr, max_kl, num_particles, max_steps, generator, compile, in_stages)
     title = f"{len(problems)} {name} fits of {problem.name}"
     result = _ascended(batch, made.family, start, settings, title if progress else "")
     return [
@@ -145,6 +149,7 @@ class _Settings(NamedTuple):
     max_steps: int
     generator: torch.Generator
     compile: Compile
+    in_stages: bool
 
 
 def _ascended(
@@ -154,14 +159,16 @@ def _ascended(
         threads(_num_threads(density)),
         fit_progress(bool(title), title, settings.max_steps) as show,
     ):
-        return ascend(
+        options = settings._asdict()
+        run = ascend_in_stages if options.pop("in_stages") else ascend
+        return run(
             density,
             family,
             start,
             on_step=lambda step, record: show(
                 step, float(record.negative_elbo.min()), f"{record.num_particles} particles"
             ),
-            **settings._asdict(),
+            **options,
         )
 
 

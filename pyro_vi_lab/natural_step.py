@@ -26,6 +26,8 @@ ACTIVE, CONVERGED, DIVERGED = 0, 1, 2
 MAX_RADIUS = 1e7
 ERROR_GROWTH = 3.0
 """How much larger than before the error of a proposal's bound may be to still count as noise."""
+UNLUCKY = 10.0
+"""Standard errors by which the bound may fall in a step that is too small to change it: estimates have heavy tails."""
 REJECTIONS = 40
 """Steps in a row that may be taken back: the radius has then shrunk by 4⁻⁴⁰."""
 MAX_SIZE = 1e15
@@ -125,7 +127,10 @@ def advance(
     predicted = 2 * old.length * proposal.size * (1 - proposal.size / 2)
     gain = new.elbo - old.elbo
     finite = torch.isfinite(new.elbo) & torch.isfinite(new.length) & torch.isfinite(new.gap) & torch.isfinite(new.noise)
-    kept = finite & (gain >= -3 * noise - 1e-10 * old.elbo.abs())
+    # where a step can hardly change the bound, a fall says that the old estimate was a lucky one: it must not stay
+    # for ever
+    slack = torch.where(predicted < noise, UNLUCKY, 3.0)
+    kept = finite & (gain >= -slack * noise - 1e-10 * old.elbo.abs())
     ratio = gain / predicted.clamp_min(1e-300)
 
     radius = state.radius

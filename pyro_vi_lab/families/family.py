@@ -67,6 +67,21 @@ class Family(ABC):
 
     is_dense: bool = False
     """Whether the number of parameters of the scale is of the order of D²."""
+    max_lr: float = 1.0
+    """Largest step size with which ascents settle: 1 where a full step solves a Gaussian target."""
+
+    @property
+    def precursor(self) -> Family | None:
+        """A family whose optimum is near this one's and quickly found from afar; ``None`` if this one is such."""
+        return None
+
+    def to_precursor(self, params: Params) -> Params:
+        """A member of the precursor with the same location and about the same scales."""
+        return params
+
+    def from_precursor(self, params: Params) -> Params:
+        """A member near one of the precursor."""
+        return params
 
     @abstractmethod
     def initial(self, loc: Tensor, size: float) -> Params:

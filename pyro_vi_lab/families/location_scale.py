@@ -48,6 +48,19 @@ class LocationScale(Family):
         """As of the scale."""
         return self.scale.is_dense
 
+    @property
+    def precursor(self) -> Family | None:
+        """The same with normal noise, whose natural gradients have the least noise of their own."""
+        return None if isinstance(self.noise, Normal) else LocationScale(self.scale, Normal())
+
+    def to_precursor(self, params: Params) -> Params:
+        """With the same variance."""
+        return Params(params.loc, params.scale * self.noise.variance**0.5)
+
+    def from_precursor(self, params: Params) -> Params:
+        """With the same variance."""
+        return Params(params.loc, params.scale / self.noise.variance**0.5)
+
     def initial(self, loc: Tensor, size: float) -> Params:
         """Members at ``loc (*R, D)`` with σ = size·I."""
         batch = tuple(loc.shape[:-1])

@@ -9,16 +9,18 @@ import torch
 from torch import Tensor
 
 from pyro_vi_lab.families.family import Estimate, Family, Params, Step, Tangent, eigh, newton_precision
+from pyro_vi_lab.families.location_scale import LocationScale
 from pyro_vi_lab.families.noise import Normal
-from pyro_vi_lab.families.scale import retract
+from pyro_vi_lab.families.scale import Diagonal, retract
 
 STEP_SIZES = 16
 """Candidate step sizes of the trust region, each half the last, and then one of zero."""
 SOLVER_STEPS = 30
 SOLVER_TOLERANCE = 1e-4
 """Conjugate gradients stop there, relative to the right-hand side: far below the noise of a gradient."""
-DAMPING = 1e-8
-"""Relative to the diagonal: U and UQ with an orthogonal Q are the same covariance, so the Fisher matrix is singular."""
+DAMPING = 0.01
+"""Added to the Fisher matrix of ds/s and of U in standard deviations, whose diagonal is about 2 where both say
+something: U and UQ with an orthogonal Q are the same covariance, and s hardly matters where U explains everything."""
 NORMAL = Normal()
 
 
@@ -42,6 +44,7 @@ class LowRank(Family):
     """
 
     rank: int
+    max_lr = 0.5  # s and U answer for the same variances: together, full steps of both overshoot
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -51,15 +54,28 @@ class LowRank(Family):
         """D + r."""
         return dim + self.rank
 
-    def initial(self, loc: Tensor, size: float) -> Params:
-        """Members at ``loc`` with s = size, and a small U, which could never leave zero."""
+    @property
+    def precursor(self) -> Family | None:
+        """The mean-field family: its standard deviations are those of the conditionals, from which U grows."""
+        return LocationScale(Diagonal(), NORMAL)
+
+    def to_precursor(self, params: Params) -> Params:
+        """Location and s."""
+        return Params(params.loc, params.scale[..., 0])
+
+    def from_precursor(self, params: Params) -> Params:
+        """The same with a small U, which could never leave zero."""
+        loc, size = params
         dim = loc.shape[-1]
         # columns of a cosine transform: orthogonal, the same every time, and none of them special
         rows = (torch.arange(dim, dtype=loc.dtype, device=loc.device) + 0.5) * math.pi / dim
         orders = torch.arange(1, self.rank + 1, dtype=loc.dtype, device=loc.device)
-        factor = torch.cos(rows.unsqueeze(-1) * orders) * (size / 2)
-        scale = torch.cat([torch.full_like(factor[:, :1], size), factor], -1)
-        return Params(loc, scale.expand(*loc.shape, 1 + self.rank).clone())
+        factor = torch.cos(rows.unsqueeze(-1) * orders) * (size.unsqueeze(-1) / 2)
+        return Params(loc, torch.cat([size.unsqueeze(-1), factor], -1))
+
+    def initial(self, loc: Tensor, size: float) -> Params:
+        """Members at ``loc`` with s = size."""
+        return self.from_precursor(Params(loc, torch.full_like(loc, size)))
 
     def draw(
         self,
@@ -354,8 +370,9 @@ class _Fisher:
         Starting from zero the solution has no part that only turns U.
         """
         diagonal = self.diagonal()
-        damping = DAMPING * diagonal
-        precondition = diagonal.clamp_min(torch.finfo(diagonal.dtype).tiny).reciprocal()
+        variance = self.scale.square().sum(-1, keepdim=True)
+        damping = DAMPING * torch.cat([torch.ones_like(variance), (1 / variance).expand(self.factor.shape)], -1)
+        precondition = (diagonal + damping).reciprocal()
         solution = torch.zeros_like(gradient)
         residual = gradient
         searched = direction = precondition * residual

@@ -53,8 +53,8 @@ class FamilyGuide(AutoContinuous):
         ArgumentError: ``init_scale`` is not a positive number.
     """
 
-    family: ClassVar[Family]
-    """The family of distributions over z."""
+    family: Family
+    """The family of distributions over z; for some guides not known before their first run."""
     takes_rows: ClassVar[bool] = False
     """Whether latent sites may lie in a plate of which a call sees some rows only."""
     scale_constraints: ClassVar[Mapping[str, constraints.Constraint]]
@@ -86,6 +86,7 @@ class FamilyGuide(AutoContinuous):
         except ModelError:
             self.prototype_trace = None  # not set up
             raise
+        self.family = self._family()
         loc = self._init_loc()
         if not loaded:
             self.params = self.family.initial(loc, self._init_scale)
@@ -108,6 +109,10 @@ class FamilyGuide(AutoContinuous):
             and not (name in by_row and differs_by_element(support))
             for name, support in run.supports.items()
         )
+
+    def _family(self) -> Family:
+        """The family for the sites of the first run."""
+        return self.family
 
     def _prototype_nodes(self) -> Any:
         assert self.prototype_trace is not None
@@ -204,7 +209,12 @@ class FamilyGuide(AutoContinuous):
                 f"{type(self).__name__} has no quantiles where the support of a site depends on other sites; take them "
                 "of draws: pyro.infer.Predictive(guide, num_samples=1000)(...)"
             )
-        return dict(super().quantiles(quantiles, *args, **kwargs))
+        params = self.params
+        found: dict[str, list[Tensor]] = {}
+        for probability in torch.as_tensor(quantiles, dtype=torch.float64).reshape(-1).tolist():
+            for site, value in self._unpack_latent(self.family.quantile(params, probability)):
+                found.setdefault(site["name"], []).append(bijection(site["name"], site["fn"])(value))
+        return {name: torch.stack(values) for name, values in found.items()}
 
     def _model_of(self, why: str) -> Callable[..., Any]:
         if self._model is None:
