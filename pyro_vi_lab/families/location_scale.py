@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_vi_lab.families.family import Estimate, Family, Params, Step, Tangent, eigh, newton_precision
 from pyro_vi_lab.families.noise import Laplace, Noise, Normal
-from pyro_vi_lab.families.particles import paired
+from pyro_vi_lab.families.particles import ROOM, paired
 from pyro_vi_lab.families.scale import Diagonal, Scale, retract
 
 STEP_SIZES = 49
@@ -195,13 +195,12 @@ class LocationScale(Family):
         gradient = h.mean(0)
         variance = self.noise.variance
         if self.is_dense or newton:
-            outer = torch.einsum("k...d,k...e->...de", h, eps) / num
-            full = (outer + outer.mT) / 2
+            full, fitted = self._slope(h, eps)
             stretch = self.scale.part(full)
             # I minus the mean negative Hessian in whitened coordinates, scaled so that it is right where q = p
             identity = torch.eye(dim, dtype=full.dtype, device=full.device)
             curvature = full if c == 1 else identity + c * (full - identity)
-            residual = h - gradient - torch.einsum("...de,k...e->k...d", full / variance, eps)
+            residual = h - gradient - fitted
             curvatures, vectors = eigh(curvature)
             turned_gradient = torch.einsum("...ij,...i->...j", vectors, gradient)
             turned = torch.einsum("...ij,k...i->k...j", vectors, residual)
@@ -228,6 +227,25 @@ class LocationScale(Family):
             gap=(turned_gradient.square() / precision).sum(-1) / 2 + scale_gap,
             noise=(location_noise + self.scale.noise(residual, eps) / (a * num)) / freedom,
         )
+
+    def _slope(self, h: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+        r"""The symmetric part of :math:`E[h\varepsilon^\top]`, and what a regression on ε explains of h.
+
+        Normal particles have an exact second moment. Other noises have not, and their tails are heavy: there h is
+        regressed on both ε and ψ(ε), whose second moments with ε are known (the variance, and I by parts). So nothing is
+        left to chance where the target is Gaussian (h is linear in both), nor where q = p (h is zero).
+        """
+        num, dim = len(eps), eps.shape[-1]
+        if self.noise.matches_moments or num // 2 < ROOM * 2 * dim + 1:
+            outer = torch.einsum("k...d,k...e->...de", h, eps) / num
+            full = (outer + outer.mT) / 2
+            return full, torch.einsum("...de,k...e->k...d", full / self.noise.variance, eps)
+        features = torch.cat([eps, self.noise.score(eps)], -1)
+        gram = torch.einsum("k...a,k...b->...ab", features, features) / num
+        cross = torch.einsum("k...a,k...d->...ad", features, h) / num
+        coefficients = torch.linalg.solve_ex(gram, cross).result
+        full = self.noise.variance * coefficients[..., :dim, :] + coefficients[..., dim:, :]
+        return (full + full.mT) / 2, torch.einsum("...ad,k...a->k...d", coefficients, features)
 
     def step(self, params: Params, tangent: Tangent, *, lr: Tensor | float, max_kl: Tensor | float) -> Step:
         r"""The longest natural step of size ρ ≤ ``lr`` with KL(new ‖ old) ≤ ``max_kl``.

@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_vi_lab.families.family import Estimate, Family, Params, Step, Tangent, eigh, newton_precision
 from pyro_vi_lab.families.location_scale import LocationScale
 from pyro_vi_lab.families.noise import Normal
+from pyro_vi_lab.families.particles import paired
 from pyro_vi_lab.families.scale import Diagonal, retract
 
 STEP_SIZES = 16
@@ -90,8 +91,8 @@ class LowRank(Family):
         return NORMAL.sample((*shape, dim + self.rank), generator=generator, dtype=dtype, device=device)
 
     def particles(self, half: Tensor) -> Tensor:
-        """Pairs ±ε."""
-        return torch.cat([half, -half])
+        """Pairs ±ε, with exact second moments where there are enough of them."""
+        return paired(half)
 
     def sample(self, params: Params, eps: Tensor) -> Tensor:
         """Z = μ + s∘ε₁ + U·ε₂, ``(K, *R, D)``."""
@@ -196,16 +197,7 @@ class LowRank(Family):
         pairs = (values[:num_pairs] + values[num_pairs:]) / 2
         g = grad + y
         gradient = g.mean(0)
-        # the even part of g·yᵀ: from pairs ±ε, whose two halves are independent estimates
-        order = torch.arange(num_pairs, device=g.device) % 2 == 0
-        first = torch.cat([order, order])
-        halves = [_scale_gradient(g[rows], y[rows], size, factor) for rows in (first, ~first)]
-        total = (halves[0] * int(first.sum()) + halves[1] * int((~first).sum())) / num
-        solved = fisher.solve(torch.stack([total, halves[0] - halves[1]]))
-        stretch, difference = solved[0], solved[1]
-        scale_gap = (stretch * total).sum((-2, -1)) / 2
-        scale_noise = (difference * (halves[0] - halves[1])).sum((-2, -1)) / 8
-
+        total = _scale_gradient(g, y, size, factor)
         curvature = None
         if newton:
             root, root_inverse = _dense_root(params.scale)
@@ -213,20 +205,27 @@ class LowRank(Family):
             white = torch.einsum("...ij,k...j->k...i", root_inverse, x)
             outer = torch.einsum("k...d,k...e->...de", h, white) / num
             curvature = (outer + outer.mT) / 2
-            values_, vectors = eigh(curvature)
-            residual = h - h.mean(0) - torch.einsum("...de,k...e->k...d", curvature, white)
+            curvatures, vectors = eigh(curvature)
+            rest = h - h.mean(0) - torch.einsum("...de,k...e->k...d", curvature, white)
+            residual = torch.einsum("...ij,k...i->k...j", root_inverse, rest)
             turned_gradient = torch.einsum("...ij,...i->...j", vectors, h.mean(0))
-            turned = torch.einsum("...ij,k...i->k...j", vectors, residual)
+            turned = torch.einsum("...ij,k...i->k...j", vectors, rest)
             floor = torch.finfo(h.dtype).eps
-            precision = torch.where(values_ < 1, (1 - values_).clamp_min(floor), torch.ones_like(values_))
+            precision = torch.where(curvatures < 1, (1 - curvatures).clamp_min(floor), torch.ones_like(curvatures))
             gap = (turned_gradient.square() / precision).sum(-1) / 2
+            noise = (turned.square().mean(0) / precision).sum(-1) / (2 * num)
             freedom = max(1 - dim / num_pairs, 0.25)
-            noise = (turned.square().mean(0) / precision).sum(-1) / (2 * num) / freedom
         else:
-            slope = (g * y).mean(0) / y.square().mean(0)
-            residual = g - gradient - slope * y
+            residual = g - gradient - (g * y).mean(0) / y.square().mean(0) * y
             gap = (gradient * fisher.covariance_times(gradient)).sum(-1) / 2
             noise = (residual * fisher.covariance_times(residual)).sum(-1).mean(0) / (2 * num)
+            freedom = 1.0
+        # two halves of the pairs ±ε are independent: what they disagree in is noise
+        order = (torch.arange(num_pairs, device=g.device) % 2 == 0).repeat(2)
+        halves = [_scale_gradient(residual[rows], y[rows], size, factor) for rows in (order, ~order)]
+        stretch, difference = fisher.solve(torch.stack([total, halves[0] - halves[1]]))
+        scale_gap = (stretch * total).sum((-2, -1)) / 2
+        scale_noise = (difference * (halves[0] - halves[1])).sum((-2, -1)) / 8
         natural = Tangent(fisher.covariance_times(gradient), stretch, curvature)
         return Estimate(
             elbo=values.mean(0),
@@ -234,7 +233,7 @@ class LowRank(Family):
             tangent=natural,
             length=(gradient * natural.shift).sum(-1) / 2 + scale_gap,
             gap=gap + scale_gap,
-            noise=noise + scale_noise,
+            noise=(noise + scale_noise) / freedom,
         )
 
     def step(self, params: Params, tangent: Tangent, *, lr: Tensor | float, max_kl: Tensor | float) -> Step:
@@ -411,20 +410,29 @@ class _Retraction:
     def __init__(self, scale: Tensor, stretch: Tensor) -> None:
         self.size, self.factor = _parts(scale)
         self.relative, change = _parts(stretch)
-        gram = self.factor.mT @ self.factor
-        values, vectors = torch.linalg.eigh(gram)
-        values = values.clamp_min(torch.finfo(values.dtype).eps * values.amax(-1, keepdim=True))
-        self.half = (vectors * values.sqrt().unsqueeze(-2)) @ vectors.mT
-        self.half_inverse = (vectors / values.sqrt().unsqueeze(-2)) @ vectors.mT
-        inside = self.half_inverse @ (self.factor.mT @ change) @ self.half_inverse
+        # change = U·N + what is outside of U's columns; the antisymmetric part of N only turns U
+        relative = self.factor / self.size.unsqueeze(-1)
+        basis, triangle = torch.linalg.qr(relative)
+        inside = torch.linalg.solve_triangular(
+            _away_from_zero(triangle), basis.mT @ (change / self.size.unsqueeze(-1)), upper=True
+        )
+        self.outside = change - self.factor @ inside
         self.values, self.vectors = torch.linalg.eigh((inside + inside.mT) / 2)
-        along = self.half_inverse @ self.half_inverse @ (self.factor.mT @ change)
-        self.outside = change - self.factor @ along
 
     def __call__(self, rho: Tensor) -> Tensor:
         """The scale after a step of size ``rho (*R)``."""
         size = self.size * retract(2 * rho.unsqueeze(-1) * self.relative).rsqrt()
-        grown = retract(2 * rho.unsqueeze(-1) * self.values).rsqrt()
-        turn = self.vectors * grown.unsqueeze(-2) @ self.vectors.mT
-        factor = self.factor @ self.half_inverse @ turn @ self.half + rho[..., None, None] * self.outside
+        step = rho.unsqueeze(-1) * self.values
+        # growth goes along with what is outside: not faster, or U grows where it is and not where it should be
+        grown = torch.where(step > 0, 1 + step, retract(2 * step).rsqrt())
+        turned = (self.vectors * grown.unsqueeze(-2)) @ self.vectors.mT
+        factor = self.factor @ turned + rho[..., None, None] * self.outside
         return torch.cat([size.unsqueeze(-1), factor], -1)
+
+
+def _away_from_zero(triangle: Tensor) -> Tensor:
+    """A triangular matrix that can be solved with, where columns of U are dependent."""
+    diagonal = triangle.diagonal(dim1=-2, dim2=-1)
+    smallest = torch.finfo(triangle.dtype).eps * diagonal.abs().amax(-1, keepdim=True)
+    moved = torch.where(diagonal.abs() < smallest, smallest, diagonal)
+    return triangle + torch.diag_embed(moved - diagonal)
