@@ -191,9 +191,7 @@ def ascend_in_stages(
         **settings,
     )
     later = [replace(record, seconds=record.seconds + seconds) for record in last.records]
-    return Result(
-        last.params, last.status, last.gap, first.records + later, first.num_gradients + last.num_gradients
-    )
+    return Result(last.params, last.status, last.gap, first.records + later, first.num_gradients + last.num_gradients)
 
 
 def _put(whole: State, index: Tensor | None, part: State) -> State:

@@ -172,7 +172,9 @@ class _Block:
     """Location and scale among the parameters of a guide, read as a member of a family and written back."""
 
     def __init__(self, guide: FamilyGuide) -> None:
-        self.family, self.join, self.split = guide.family, guide.join_scale, guide.split_scale
+        self.family = guide.family
+        self.join: Callable[[Sequence[Tensor]], Tensor] = guide.join_scale
+        self.split: Callable[[Tensor], list[Tensor]] = guide.split_scale
         self.loc = _Leaf(guide, "loc")
         self.scales = [_Leaf(guide, name) for name in guide.scale_constraints]
 

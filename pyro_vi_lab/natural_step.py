@@ -140,7 +140,9 @@ def advance(
     radius = torch.where(kept, radius, torch.minimum(radius, proposal.kl) / 4)
 
     # successive gradients that point against each other mean that the step overshoots
-    cosine = family.inner(proposal.params, old.tangent, new.tangent) / (2 * (old.length * new.length).sqrt()).clamp_min(1e-300)
+    cosine = family.inner(proposal.params, old.tangent, new.tangent) / (2 * (old.length * new.length).sqrt()).clamp_min(
+        1e-300
+    )
     resolved = kept & (new.gap > 3 * new.noise) & (proposal.size >= state.lr)
     rate = state.lr
     rate = torch.where(resolved & (cosine < -0.3), (rate * 0.75).clamp_min(lr / 20), rate)

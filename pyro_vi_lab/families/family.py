@@ -85,7 +85,7 @@ class Family(ABC):
 
     @abstractmethod
     def initial(self, loc: Tensor, size: float) -> Params:
-        """Members at ``loc (*R, D)`` whose coordinates have a scale of ``size``."""
+        """Members at ``loc (*R, D)`` whose coordinates have the standard deviation ``size``."""
 
     def noise_dim(self, dim: int) -> int:
         """Length of the ε that a z of length D is made of."""
@@ -146,6 +146,10 @@ class Family(ABC):
     @abstractmethod
     def spread_transposed(self, params: Params, x: Tensor) -> Tensor:
         """The transpose of :meth:`spread`."""
+
+    @abstractmethod
+    def unspread(self, params: Params, x: Tensor) -> Tensor:
+        """The inverse of :meth:`spread`."""
 
     @abstractmethod
     def fisher(self, params: Params) -> Tensor:

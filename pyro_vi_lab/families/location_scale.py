@@ -62,8 +62,8 @@ class LocationScale(Family):
         return Params(params.loc, params.scale / self.noise.variance**0.5)
 
     def initial(self, loc: Tensor, size: float) -> Params:
-        """Members at ``loc (*R, D)`` with σ = size·I."""
-        batch = tuple(loc.shape[:-1])
+        """Members at ``loc (*R, D)`` with σ a multiple of I and the standard deviation ``size``."""
+        batch, size = tuple(loc.shape[:-1]), size / self.noise.variance**0.5
         return Params(loc, self.scale.isotropic(loc.shape[-1], size, batch=batch, dtype=loc.dtype).to(loc.device))
 
     def draw(
@@ -141,6 +141,10 @@ class LocationScale(Family):
         """σᵀ·x."""
         return self.scale.multiply_transposed(params.scale, x)
 
+    def unspread(self, params: Params, x: Tensor) -> Tensor:
+        """σ⁻¹·x."""
+        return self.scale.solve(params.scale, x)
+
     def fisher(self, params: Params) -> Tensor:
         """Fisher matrix for the location and the free entries of the scale, ``(*R, P, P)``.
 
@@ -167,8 +171,7 @@ class LocationScale(Family):
         return Tangent(shift / c, stretch * (2 / a), curvature)
 
     def inner(self, params: Params, one: Tangent, two: Tangent) -> Tensor:
-        r""":math:`c\,\delta_1\cdot\delta_2 + \tfrac14 (a \langle M_1, M_2\rangle + b \operatorname{tr}M_1
-        \operatorname{tr}M_2)`."""
+        """Inner product in the Fisher metric, ``(*R)``: see :class:`Noise`, with S = M/2."""
         c, a, b = self.noise.fisher(one.shift.shape[-1])
         product = c * (one.shift * two.shift).sum(-1) + a / 4 * self.scale.inner(one.stretch, two.stretch)
         if b:
@@ -232,8 +235,8 @@ class LocationScale(Family):
         r"""The symmetric part of :math:`E[h\varepsilon^\top]`, and what a regression on ε explains of h.
 
         Normal particles have an exact second moment. Other noises have not, and their tails are heavy: there h is
-        regressed on both ε and ψ(ε), whose second moments with ε are known (the variance, and I by parts). So nothing is
-        left to chance where the target is Gaussian (h is linear in both), nor where q = p (h is zero).
+        regressed on both ε and ψ(ε), whose second moments with ε are known (the variance, and I by parts). So nothing
+        is left to chance where the target is Gaussian (h is linear in both), nor where q = p (h is zero).
         """
         num, dim = len(eps), eps.shape[-1]
         if self.noise.matches_moments or num // 2 < ROOM * 2 * dim + 1:

@@ -27,13 +27,12 @@ NORMAL = Normal()
 
 @dataclass(frozen=True)
 class LowRank(Family):
-    r"""The distributions :math:`N(\mu, \operatorname{diag}(s^2) + UU^\top)`, as
-    :math:`z = \mu + s \circ \varepsilon_1 + U\varepsilon_2`.
+    r"""The distributions :math:`N(\mu, \operatorname{diag}(s^2) + UU^\top)`.
 
-    ``scale (*R, D, 1 + r)`` holds s in its first column, then U. All costs are linear in D. The natural gradient of s
-    and U solves a linear system with their Fisher matrix :math:`\tfrac12\operatorname{tr}(\Sigma^{-1} d\Sigma\,
-    \Sigma^{-1} d\Sigma)` by conjugate gradients. ``Tangent.shift`` is that of the location, and ``Tangent.stretch`` that
-    of s (relative to s) and of U.
+    As :math:`z = \mu + s \circ \varepsilon_1 + U\varepsilon_2`; ``scale (*R, D, 1 + r)`` holds s in its first column,
+    then U. All costs are linear in D. The natural gradient of s and U solves a linear system with their Fisher matrix
+    :math:`\tfrac12\operatorname{tr}(\Sigma^{-1} d\Sigma\, \Sigma^{-1} d\Sigma)` by conjugate gradients.
+    ``Tangent.shift`` is that of the location, and ``Tangent.stretch`` that of s (relative to s) and of U.
 
     Args:
         rank: r, at least 1.
@@ -75,8 +74,9 @@ class LowRank(Family):
         return Params(loc, torch.cat([size.unsqueeze(-1), factor], -1))
 
     def initial(self, loc: Tensor, size: float) -> Params:
-        """Members at ``loc`` with s = size."""
-        return self.from_precursor(Params(loc, torch.full_like(loc, size)))
+        """Members at ``loc`` with the standard deviation ``size``, a part of it by a small U."""
+        params = self.from_precursor(Params(loc, torch.full_like(loc, size)))
+        return Params(loc, params.scale * (size / params.scale.norm(dim=-1, keepdim=True)))
 
     def draw(
         self,
@@ -144,10 +144,13 @@ class LowRank(Family):
         size, factor = _parts(params.scale)
         return _root(factor / size.unsqueeze(-1), size * x)
 
+    def unspread(self, params: Params, x: Tensor) -> Tensor:
+        """The inverse of :meth:`spread`."""
+        size, factor = _parts(params.scale)
+        return _root(factor / size.unsqueeze(-1), x / size, inverse=True)
+
     def fisher(self, params: Params) -> Tensor:
-        """Fisher matrix for the location, and for ``scale`` in row-major order; singular, as U has a rotation too
-        many.
-        """
+        """Fisher matrix for the location, and for ``scale`` in row-major order; singular, as U may be turned."""
         covariance = self.covariance(params)
         size, factor = _parts(params.scale)
         dim, columns = params.scale.shape[-2:]

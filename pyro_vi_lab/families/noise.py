@@ -165,7 +165,7 @@ class StudentT(Noise):
 
     def quantile(self, probability: float) -> float:
         """Quantile of the Student-t distribution."""
-        return float(special.stdtrit(self.df, probability))
+        return _student_t_quantile(self.df, probability)
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ class MultivariateStudentT(Noise):
 
     def quantile(self, probability: float) -> float:
         """Quantile of the Student-t distribution."""
-        return float(special.stdtrit(self.df, probability))
+        return _student_t_quantile(self.df, probability)
 
 
 @dataclass(frozen=True)
@@ -287,6 +287,12 @@ def _root_of_chi2(
     """Draws of √(χ²/ν)."""
     half = torch.full(shape, df / 2, dtype=dtype, device=device)
     return (torch._standard_gamma(half, generator=generator) * (2 / df)).sqrt()
+
+
+def _student_t_quantile(df: float, probability: float) -> float:
+    tail = min(probability, 1 - probability)
+    size = -float(special.stdtrit(df, tail)) if tail > 0 else math.inf
+    return math.copysign(size, probability - 0.5)
 
 
 def _log_normalizer(df: float, dim: int) -> float:

@@ -10,7 +10,7 @@ from torch.distributions import constraints
 
 from pyro_vi_lab.errors import ArgumentError, unknown_name
 from pyro_vi_lab.families import BlockDiagonal, Family, LocationScale, Normal, Params
-from pyro_vi_lab.guides.family_distribution import FamilyDistribution
+from pyro_vi_lab.guides.family_distribution import FamilyDistribution, FamilyTransform
 from pyro_vi_lab.guides.family_guide import FamilyGuide
 from pyro_vi_lab.guides.initialization import init_to_origin
 
@@ -94,3 +94,7 @@ class BlockNormal(FamilyGuide):
     def get_posterior(self, *args: Any, **kwargs: Any) -> FamilyDistribution:
         """The normal distribution over z."""
         return FamilyDistribution(self.family, Params(self.loc, self.scale_tril))
+
+    def get_transform(self, *args: Any, **kwargs: Any) -> FamilyTransform:
+        """From standard normal u to z."""
+        return FamilyTransform(self.family, Params(self.loc, self.scale_tril))

@@ -325,7 +325,7 @@ class FamilyGuide(AutoContinuous):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Makes the parameters of a guide that has not been run yet."""
-        keys = {name: f"{prefix}{name}{_suffix(constraint)}" for name, constraint in self.scale_constraints.items()}
+        keys = {name: f"{prefix}{name}_unconstrained" for name in self.scale_constraints}
         if self.prototype_trace is None and {f"{prefix}loc", *keys.values()} <= state_dict.keys():
             values = [transform_to(self.scale_constraints[name])(state_dict[key]) for name, key in keys.items()]
             self.params = Params(state_dict[f"{prefix}loc"], self.join_scale(values))
@@ -344,11 +344,6 @@ def differs_by_element(constraint: Any) -> bool:
     return isinstance(constraint, constraints.Constraint) and any(
         differs_by_element(part) for part in vars(constraint).values()
     )
-
-
-def _suffix(constraint: Any) -> str:
-    """What Pyro adds to the name of a parameter that it keeps unconstrained."""
-    return "" if constraint is constraints.real else "_unconstrained"
 
 
 def _sees_part(plate: Any) -> bool:

@@ -34,7 +34,7 @@ class FullRankNormal(FamilyGuide):
         Kucukelbir et al. 2017, "Automatic differentiation variational inference", JMLR 18, Section 2.4.
     """
 
-    family: ClassVar = FAMILIES["full_rank"]
+    family = FAMILIES["full_rank"]
     scale_constraints: ClassVar = {"scale_tril": constraints.lower_cholesky}
     scale_tril: Tensor
 
@@ -55,7 +55,7 @@ class FullRankStudentT(FamilyGuide):
     Args:
         model: A Pyro model.
         init_loc_fn: Where to start each site; at zero on the unconstrained scale by default.
-        init_scale: Scale of every coordinate of z at the start.
+        init_scale: Standard deviation of every coordinate of z at the start.
         df: Degrees of freedom ν > 2, not fitted.
         create_plates: As in Pyro's guides, plates that guide and model share; not needed in general.
 
@@ -78,16 +78,17 @@ class FullRankStudentT(FamilyGuide):
         create_plates: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__(model, init_loc_fn, init_scale, create_plates=create_plates)
-        self.family = LocationScale(Dense(), MultivariateStudentT(check_df(df)))
+        self.df = check_df(df)
+        self.family = LocationScale(Dense(), MultivariateStudentT(self.df))
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> Any:
         """The Student-t distribution over z."""
-        return dist.MultivariateStudentT(self.family.noise.df, self.loc, self.scale_tril)
+        return dist.MultivariateStudentT(self.df, self.loc, self.scale_tril)
 
     def get_base_dist(self) -> Any:
         """The distribution of the noise."""
         identity = torch.eye(len(self.loc), dtype=self.loc.dtype, device=self.loc.device)
-        return dist.MultivariateStudentT(self.family.noise.df, torch.zeros_like(self.loc), identity)
+        return dist.MultivariateStudentT(self.df, torch.zeros_like(self.loc), identity)
 
     def get_transform(self, *args: Any, **kwargs: Any) -> Any:
         """From standard noise to z."""

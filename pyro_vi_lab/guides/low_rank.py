@@ -11,7 +11,7 @@ from torch.distributions import constraints
 
 from pyro_vi_lab.errors import ArgumentError
 from pyro_vi_lab.families import Family, LowRank, Params
-from pyro_vi_lab.guides.family_distribution import FamilyDistribution
+from pyro_vi_lab.guides.family_distribution import FamilyDistribution, FamilyTransform
 from pyro_vi_lab.guides.family_guide import FamilyGuide
 from pyro_vi_lab.guides.initialization import init_to_origin
 
@@ -26,8 +26,8 @@ class LowRankNormal(FamilyGuide):
     Args:
         model: A Pyro model.
         init_loc_fn: Where to start each site; at zero on the unconstrained scale by default.
-        init_scale: s of every coordinate of z at the start.
-        rank: Number of columns of U; √D rounded up by default, and at most 10.
+        init_scale: Standard deviation of every coordinate of z at the start.
+        rank: Number of columns of U; √D by default, at most 10, and no more than s and U can be told apart with.
         create_plates: As in Pyro's guides, plates that guide and model share; not needed in general.
 
     Raises:
@@ -57,19 +57,26 @@ class LowRankNormal(FamilyGuide):
         self.rank = rank
 
     def _family(self) -> Family:
-        default = min(MAX_DEFAULT_RANK, int(self.latent_dim**0.5 + 0.999))
-        return LowRank(min(self.rank or default, self.latent_dim))
+        dim = self.latent_dim
+        # with more columns, several pairs of s and U are the same covariance (Ledermann 1937)
+        identified = int((2 * dim + 1 - (8 * dim + 1) ** 0.5) / 2)
+        default = max(1, min(MAX_DEFAULT_RANK, round(dim**0.5), identified))
+        return LowRank(min(self.rank or default, dim))
 
     @staticmethod
     def join_scale(values: Sequence[Tensor]) -> Tensor:
-        """s and U, side by side."""
+        """The columns s and U, side by side."""
         return torch.cat([values[0].unsqueeze(-1), values[1]], -1)
 
     @staticmethod
     def split_scale(scale: Tensor) -> list[Tensor]:
-        """s and U."""
+        """The columns s and U."""
         return [scale[..., 0], scale[..., 1:]]
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> FamilyDistribution:
         """The normal distribution over z."""
         return FamilyDistribution(self.family, Params(self.loc, self.join_scale([self.scale, self.cov_factor])))
+
+    def get_transform(self, *args: Any, **kwargs: Any) -> FamilyTransform:
+        """From standard normal u to z."""
+        return FamilyTransform(self.family, Params(self.loc, self.join_scale([self.scale, self.cov_factor])))

@@ -68,7 +68,9 @@ class MeanField(FamilyGuide):
                 for frame in self._stacks[name]:
                     stack.enter_context(plates[frame.name])
                 values[name] = pyro.sample(
-                    f"{name}_unconstrained", self.coordinates(mean, sd).to_event(event_dim), infer={"is_auxiliary": True}
+                    f"{name}_unconstrained",
+                    self.coordinates(mean, sd).to_event(event_dim),
+                    infer={"is_auxiliary": True},
                 )
         return {name: values[name] for name in parts}
 
@@ -111,7 +113,7 @@ class MeanFieldNormal(MeanField):
         Kucukelbir et al. 2017, "Automatic differentiation variational inference", JMLR 18, Section 2.4.
     """
 
-    family: ClassVar = FAMILIES["mean_field"]
+    family = FAMILIES["mean_field"]
 
     def coordinates(self, loc: Tensor, scale: Tensor) -> Any:
         """Independent normals."""
@@ -124,7 +126,7 @@ class MeanFieldStudentT(MeanField):
     Args:
         model: A Pyro model.
         init_loc_fn: Where to start each site; at zero on the unconstrained scale by default.
-        init_scale: Scale of every coordinate of z at the start.
+        init_scale: Standard deviation of every coordinate of z at the start.
         df: Degrees of freedom ν > 2, the same for all coordinates, and not fitted.
         create_plates: As in Pyro's guides, plates that guide and model share; not needed in general.
 
@@ -142,11 +144,12 @@ class MeanFieldStudentT(MeanField):
         create_plates: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__(model, init_loc_fn, init_scale, create_plates=create_plates)
-        self.family = LocationScale(Diagonal(), StudentT(check_df(df)))
+        self.df = check_df(df)
+        self.family = LocationScale(Diagonal(), StudentT(self.df))
 
     def coordinates(self, loc: Tensor, scale: Tensor) -> Any:
         """Independent Student-t distributions."""
-        return dist.StudentT(self.family.noise.df, loc, scale)
+        return dist.StudentT(self.df, loc, scale)
 
 
 class MeanFieldLaplace(MeanField):
@@ -155,11 +158,11 @@ class MeanFieldLaplace(MeanField):
     Args:
         model: A Pyro model.
         init_loc_fn: Where to start each site; at zero on the unconstrained scale by default.
-        init_scale: Scale of every coordinate of z at the start.
+        init_scale: Standard deviation of every coordinate of z at the start.
         create_plates: As in Pyro's guides, plates that guide and model share; not needed in general.
     """
 
-    family: ClassVar = LocationScale(Diagonal(), Laplace())
+    family = LocationScale(Diagonal(), Laplace())
 
     def coordinates(self, loc: Tensor, scale: Tensor) -> Any:
         """Independent Laplace distributions."""

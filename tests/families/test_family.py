@@ -162,7 +162,9 @@ def test_the_squared_norm_is_that_of_the_fisher_metric(name: str) -> None:
     ahead, behind = (family.step(params, move_by(move, sign), lr=size, max_kl=1.0).params for sign in (1, -1))
     velocity = (to_vector(name, ahead) - to_vector(name, behind)) / (2 * size)
     squared = float(velocity @ family.fisher(params) @ velocity)
-    assert float(family.squared_norm(params, move)) == pytest.approx(squared, rel=1e-8)  # (1e-5)² of a central difference
+    assert float(family.squared_norm(params, move)) == pytest.approx(
+        squared, rel=1e-8
+    )  # (1e-5)² of a central difference
 
 
 def move_by(move: Tangent, factor: float) -> Tangent:

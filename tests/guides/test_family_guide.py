@@ -35,12 +35,13 @@ from torch.distributions import constraints, kl_divergence
 import pyro_vi_lab as vl
 from pyro_vi_lab.errors import ArgumentError, ModelError
 from pyro_vi_lab.families import Params
-from pyro_vi_lab.guides import GUIDES, FamilyGuide
+from pyro_vi_lab.guides import GUIDES, FamilyGuide, FullRankStudentT, MeanFieldLaplace, MeanFieldStudentT
 from pyro_vi_lab.guides.family_guide import DensityDelta
 
 EPS = torch.finfo(torch.float64).eps
 STANDARD_ERRORS = 5
 
+MARGINALS = {MeanFieldStudentT: stats.t(5), FullRankStudentT: stats.t(5), MeanFieldLaplace: stats.laplace()}
 each_guide = pytest.mark.parametrize("kind", GUIDES.values(), ids=GUIDES)
 
 
@@ -102,11 +103,25 @@ def made(kind: type[FamilyGuide], model: Callable[..., None], seed: int = 0, siz
     guide()
     generator = torch.Generator().manual_seed(seed)
     params = guide.params
-    noise = torch.randn(params.scale.shape, generator=generator)
     loc = params.loc + size * torch.randn(params.loc.shape, generator=generator)
-    scale = params.scale * (0.5 * noise).exp() if params.scale.dim() == 1 else params.scale + 0.1 * noise.tril(-1)
-    guide.params = Params(loc, scale)
+    parts = []
+    for name, value in zip(guide.scale_constraints, guide.split_scale(params.scale), strict=True):
+        noise = torch.randn(value.shape, generator=generator)
+        if guide.scale_constraints[name] is constraints.positive:
+            parts.append(value * (0.5 * noise).exp())
+        elif name == "scale_tril":
+            parts.append(value + 0.1 * noise.tril(-1) * inside(guide, value))
+        else:
+            parts.append(value + 0.1 * noise)
+    guide.params = Params(loc, guide.join_scale(parts))
     return guide
+
+
+def inside(guide: Any, tril: Tensor) -> Tensor:
+    """One where a triangle holds coordinates of z, zero where a small block is filled up."""
+    ones = torch.ones(guide.latent_dim)
+    there = guide.family.scale._split(ones) if tril.dim() == 3 else ones
+    return there.unsqueeze(-1) * there.unsqueeze(-2)
 
 
 def latent_site(trace: Any) -> Any:
@@ -175,7 +190,7 @@ def test_posterior_latent_and_transform_are_the_same_distribution(kind: type[Fam
     error = sample.std(0) / len(sample) ** 0.5
     assert ((sample.mean(0) - guide.loc).abs() <= STANDARD_ERRORS * error).all()
     squares = (sample - guide.loc.detach()).square()
-    variance = guide.family.scale.variance(guide.params.scale)
+    variance = guide.family.variance(guide.params)
     assert ((squares.mean(0) - variance).abs() <= STANDARD_ERRORS * squares.std(0) / len(sample) ** 0.5).all()
 
 
@@ -276,8 +291,9 @@ def test_median_and_quantiles(kind: type[FamilyGuide]) -> None:
     guide = made(kind, schools)
     quantiles, median = guide.quantiles([0.05, 0.5, 0.95]), guide.median()
     loc, sd = guide.params.loc, guide.get_posterior().variance.sqrt().detach()
+    marginal = MARGINALS.get(kind, stats.norm())
     for i, q in enumerate((0.05, 0.5, 0.95)):
-        z = loc + sd * stats.norm.ppf(q)
+        z = loc + sd * marginal.ppf(q) / marginal.std()
         expected = {"mu": z[0], "tau": z[1].exp(), "theta": z[2:]}
         for name, value in expected.items():
             torch.testing.assert_close(quantiles[name][i], value)
