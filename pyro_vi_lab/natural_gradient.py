@@ -41,7 +41,8 @@ class NaturalGradient(PyroOptim):
         guide: The guide that is fitted.
         lr: Step size ρ in (0, 1]: 1 is exact for a Gaussian target without noise. Noise in the parameters falls with
         it.
-        max_kl: Largest KL divergence between successive guides, in nats: the trust region.
+        max_kl: Largest KL divergence between successive guides, in nats: the trust region. For a low-rank guide it is
+            no more than 0.5.
         others: Optimizer of all other parameters; ``pyro.optim.Adam({"lr": 0.01})`` by default.
 
     Raises:
@@ -106,7 +107,7 @@ class NaturalGradient(PyroOptim):
             if not all(bool(torch.isfinite(grad).all()) for grad in grads):
                 return  # a step without a direction: stay, the next one draws other particles
             tangent = family.tangent(params, *grads)
-            moved = family.step(params, tangent, lr=self.lr, max_kl=self.max_kl).params
+            moved = family.step(params, tangent, lr=self.lr, max_kl=min(self.max_kl, family.safe_kl)).params
             if len(blocks) == 1:
                 blocks[0].write(moved)
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
@@ -69,6 +70,8 @@ class Family(ABC):
     """Whether the number of parameters of the scale is of the order of D²."""
     max_lr: float = 1.0
     """Largest step size with which ascents settle: 1 where a full step solves a Gaussian target."""
+    safe_kl: float = math.inf
+    """Largest KL of a noisy step that nobody takes back where it made things worse, in nats."""
 
     @property
     def precursor(self) -> Family | None:

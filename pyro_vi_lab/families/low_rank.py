@@ -45,6 +45,7 @@ class LowRank(Family):
 
     rank: int
     max_lr = 0.5  # s and U answer for the same variances: together, full steps of both overshoot
+    safe_kl = 0.5  # no step leaves the family, but U may grow in a direction that noise has chosen
 
     def __post_init__(self) -> None:
         if self.rank < 1:
