@@ -294,9 +294,13 @@ def _message(
     worst = int(size.argmax())
     farthest = (
         f"{density.labels[worst]} went to {float(loc[worst]):.3g} with standard deviation {float(sd[worst]):.3g} on "
-        "the "
-        "unconstrained scale"
+        "the unconstrained scale"
     )
+    if family.heavy_tailed:
+        suffix = (
+            "; the bound of a Student-t guide is minus infinity where the log density falls exponentially, as in the "
+            f"logarithm of a scale: a guide with normal noise has a finite one{suffix}"
+        )
     if statuses[0] is Status.OUT_OF_STEPS:
         return (
             f"stopped after max_steps={max_steps} with about {gap:.2g} nats still to gain: raise max_steps, or start "

@@ -53,13 +53,14 @@ class Stepper:
         family: The approximating family.
         lr: Largest step size.
         max_kl: First radius of the trust region.
-        compile: ``True`` makes whole steps one graph and machine code of it, ``"auto"`` the gradient of many fits.
+        compile: ``True`` makes whole steps one graph and machine code of it (of the gradient alone where the step of
+            the family is large), ``"auto"`` the gradient of many fits.
     """
 
     def __init__(self, density: Target, family: Family, *, lr: float, max_kl: float, compile: Compile) -> None:
         self.density, self.family, self.compile = density, family, compile
         self.options: dict[str, float] = {"lr": lr, "max_kl": max_kl}
-        self.traceable = density.traceable() if compile is True else None
+        self.traceable = density.traceable() if compile is True and family.has_small_step else None
 
     def choose(self, index: Tensor) -> None:
         """Go on with the fits of ``index`` only: of a batch of data sets, with theirs."""

@@ -70,6 +70,8 @@ class Family(ABC):
     """Whether the number of parameters of the scale is of the order of D²."""
     max_lr: float = 1.0
     """Largest step size with which ascents settle: 1 where a full step solves a Gaussian target."""
+    has_small_step: bool = True
+    """Whether the graph of a whole step is small enough for a compiler."""
     safe_kl: float = math.inf
     """Largest KL of a noisy step that nobody takes back where it made things worse, in nats."""
 
@@ -85,6 +87,11 @@ class Family(ABC):
     def from_precursor(self, params: Params) -> Params:
         """A member near one of the precursor."""
         return params
+
+    @property
+    def heavy_tailed(self) -> bool:
+        """Whether the exponential of a coordinate has no mean, so that a bound with one in it is minus infinity."""
+        return False
 
     @abstractmethod
     def initial(self, loc: Tensor, size: float) -> Params:

@@ -49,6 +49,11 @@ class LocationScale(Family):
         return self.scale.is_dense
 
     @property
+    def heavy_tailed(self) -> bool:
+        """As of the noise."""
+        return self.noise.heavy_tailed
+
+    @property
     def precursor(self) -> Family | None:
         """The same with normal noise, whose natural gradients have the least noise of their own."""
         return None if isinstance(self.noise, Normal) else LocationScale(self.scale, Normal())

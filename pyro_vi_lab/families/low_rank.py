@@ -45,6 +45,7 @@ class LowRank(Family):
 
     rank: int
     max_lr = 0.5  # s and U answer for the same variances: together, full steps of both overshoot
+    has_small_step = False  # conjugate gradients in a graph are one operator for each of their steps
     safe_kl = 0.5  # no step leaves the family, but U may grow in a direction that noise has chosen
 
     def __post_init__(self) -> None:
@@ -225,8 +226,11 @@ class LowRank(Family):
             noise = (residual * fisher.covariance_times(residual)).sum(-1).mean(0) / (2 * num)
             freedom = 1.0
         # two halves of the pairs ±ε are independent: what they disagree in is noise
-        order = (torch.arange(num_pairs, device=g.device) % 2 == 0).repeat(2)
-        halves = [_scale_gradient(residual[rows], y[rows], size, factor) for rows in (order, ~order)]
+        rest_pairs, y_pairs = (value.unflatten(0, (2, num_pairs)) for value in (residual, y))
+        halves = [
+            _scale_gradient(rest_pairs[:, first::2].flatten(0, 1), y_pairs[:, first::2].flatten(0, 1), size, factor)
+            for first in (0, 1)
+        ]
         stretch, difference = fisher.solve(torch.stack([total, halves[0] - halves[1]]))
         scale_gap = (stretch * total).sum((-2, -1)) / 2
         scale_noise = (difference * (halves[0] - halves[1])).sum((-2, -1)) / 8

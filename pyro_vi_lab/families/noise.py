@@ -24,6 +24,8 @@ class Noise(ABC):
     """Whether Uε has the distribution of ε for every orthogonal U, so that a dense σ goes by its covariance alone."""
     matches_moments: bool = False
     """Whether draws may be whitened so that their second moment is exact."""
+    heavy_tailed: bool = False
+    """Whether the exponential of ε has no mean, however small its scale."""
 
     @abstractmethod
     def sample(
@@ -127,6 +129,7 @@ class StudentT(Noise):
 
     df: float = 5.0
     rotation_invariant = False
+    heavy_tailed = True
 
     def sample(
         self,
@@ -184,6 +187,7 @@ class MultivariateStudentT(Noise):
 
     df: float = 5.0
     rotation_invariant = True
+    heavy_tailed = True
 
     def sample(
         self,

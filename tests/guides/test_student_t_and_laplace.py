@@ -79,3 +79,18 @@ def test_svi_with_the_natural_gradient(kind: Any, model: Any) -> None:
         svi.step()
     assert float(svi.evaluate_loss()) < 0.3
     torch.testing.assert_close(guide.params.loc, torch.tensor([1.0, -2.0]), rtol=0, atol=0.6)
+
+
+def scale_of_rows() -> None:
+    """The log density falls exponentially in the log of the scale."""
+    scale = pyro.sample("scale", dist.HalfNormal(1.0))
+    with pyro.plate("row", 3):
+        pyro.sample("y", dist.Normal(0.0, scale), obs=torch.tensor([0.1, -0.2, 0.1]))
+
+
+def test_a_bound_of_minus_infinity_is_explained() -> None:
+    fit = vl.fit(vl.Problem(scale_of_rows), "mean_field_student_t", max_steps=40, progress=False)
+    assert fit.status is not vl.Status.CONVERGED
+    assert "the bound of a Student-t guide is minus infinity" in fit.message
+    normal = vl.fit(vl.Problem(scale_of_rows), "mean_field", progress=False)
+    assert normal.status is vl.Status.CONVERGED
