@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from pyro_vi_lab.capture import draws, evaluating_constants, is_view, mutates, simplified, traced_module, writes
+from pyro_vi_lab.capture import evaluating_constants, traced_module
 from pyro_vi_lab.errors import CaptureError
+from pyro_vi_lab.simplification import draws, is_view, mutates, simplified, writes
 
 _EMPTY = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "zeros", "zeros_like", "new_zeros")
 _FILLS: dict[Any, Any] = {

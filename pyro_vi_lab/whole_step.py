@@ -9,11 +9,12 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from pyro_vi_lab.capture import CHUNK_NUMBERS, compiled_batches, simplified, traced_module
+from pyro_vi_lab.capture import CHUNK_NUMBERS, compiled_batches, traced_module
 from pyro_vi_lab.density import Traceable
 from pyro_vi_lab.families import Estimate, Family, Params, Tangent
 from pyro_vi_lab.isolation import default_dtype
 from pyro_vi_lab.natural_step import Report, State, ValueAndGrad, advance, first_state
+from pyro_vi_lab.simplification import simplified
 from pyro_vi_lab.tiers import Compile, Runner
 
 MANY_FITS, COMPILED_NUMBERS = 16, 2**26

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "pyro_vi_lab"
 
 # From the bottom up. A name is a flat module or, ending in a slash, a folder.
 LAYERS = (
-    ("agreement", "arviz_bridge", "errors", "isolation"),
+    ("agreement", "arviz_bridge", "errors", "isolation", "simplification"),
     ("c_builder", "c_emitter", "c_expressions", "c_library", "c_schedule"),
     ("c_operators/",),
     ("c_source",),
