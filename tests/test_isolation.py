@@ -81,6 +81,15 @@ def test_a_seed_gives_the_same_numbers_from_all_three_sources() -> None:
     assert all(one != other for one, other in zip(draw(1), draw(2), strict=True))
 
 
+def test_seeds_are_those_of_pyro() -> None:
+    with seeded(7):
+        inside = [torch.rand(3), random.random(), np.random.rand()]  # noqa: NPY002
+    pyro.set_rng_seed(7)
+    outside = [torch.rand(3), random.random(), np.random.rand()]  # noqa: NPY002
+    assert torch.equal(inside[0], outside[0])
+    assert inside[1:] == outside[1:]
+
+
 def test_without_a_seed_the_block_goes_on_where_the_state_is() -> None:
     with seeded(None):
         inside = torch.rand(3)
