@@ -18,7 +18,7 @@ from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal, init_to_value
 from pyro.nn import PyroModule
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import constraints, kl_divergence
 
 import pyro_vi_lab as vl
 from pyro_vi_lab.errors import ArgumentError, FitError, LabError, LabWarning
@@ -94,6 +94,26 @@ def test_conjugate_regression_is_exact(num_features: int, seed: int) -> None:
     value, error = fit.elbo()
     assert value == pytest.approx(exact.log_evidence, rel=1e-9)  # log p - log q is constant where q = p
     assert error < 1e-6
+
+
+@pytest.mark.parametrize("dim", [1, 10, 50])
+@pytest.mark.parametrize("condition", [1.0, 1e3, 1e6])
+def test_a_gaussian_target_of_any_condition(dim: int, condition: float) -> None:
+    """Standard deviations from 1 down to 1e-3, turned; the start is 1e-1 wide, and a thousand of the smallest away."""
+    generator = torch.Generator().manual_seed(dim)
+    turn, _ = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))
+    values = torch.logspace(-math.log10(condition), 0, dim, dtype=torch.float64)
+    covariance, loc = (turn * values) @ turn.T, torch.randn(dim, generator=generator, dtype=torch.float64)
+    precision = (turn / values) @ turn.T
+
+    def model() -> None:
+        pyro.sample("x", dist.MultivariateNormal(loc, precision_matrix=(precision + precision.T) / 2))
+
+    fit = quick(vl.Problem(model))
+    assert fit.status is vl.Status.CONVERGED
+    assert fit.num_steps <= 25
+    exact = dist.MultivariateNormal(loc, (covariance + covariance.T) / 2)
+    assert float(kl_divergence(dist.MultivariateNormal(fit.loc, fit.covariance()), exact)) < 1e-8
 
 
 def test_mean_field_of_a_conjugate_regression() -> None:
