@@ -232,6 +232,11 @@ def _difference(found: Discrepancy, differing: Sequence[str]) -> str:
 
 
 def _closest(comparison: Comparison) -> str | None:
-    """The candidate whose worst parameter is closest to the reference in 1-Wasserstein distance."""
-    worst = {name: float(found.wasserstein.max()) for name, found in comparison.discrepancies.items()}
+    """The candidate whose worst number is best: mean shifts, and logarithms of sd ratios, as the table has them."""
+    worst = {}
+    for name, found in comparison.discrepancies.items():
+        seen = found.summary()
+        worst[name] = max(
+            seen.max_mean_shift, *(abs(math.log(max(r, 1e-300))) for r in (seen.min_sd_ratio, seen.max_sd_ratio))
+        )
     return min(worst, key=worst.__getitem__) if worst else None

@@ -85,6 +85,16 @@ def test_the_summary_says_who_matches_best_and_who_is_not_to_be_trusted() -> Non
     assert third.startswith("mean_field must not be trusted: a standard deviation is 0.")
 
 
+def test_who_matches_best_is_who_has_the_best_worst_number() -> None:
+    """Of what the sentence and the table say, so that nobody has to wonder."""
+    comparison = comparisons.regression()
+    found = comparison.discrepancies["full_rank"]
+    moved = dataclasses.replace(found, sd_ratio=np.full_like(found.sd_ratio, 20.0))
+    changed = dataclasses.replace(comparison, discrepancies={**comparison.discrepancies, "full_rank": moved})
+    assert summary(comparison)[0].startswith("full_rank matches")
+    assert summary(changed)[0].startswith("mean_field matches")
+
+
 def test_the_summary_begins_with_an_unfit_reference_and_names_no_match() -> None:
     first, *rest = summary(comparisons.unfit())
     assert first.startswith("The reference is unfit: ")
