@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-from scipy import special
 from torch import Tensor
 
 
@@ -110,7 +109,7 @@ class Normal(Noise):
 
     def quantile(self, probability: float) -> float:
         """Quantile of the standard normal distribution."""
-        return float(special.ndtri(probability))
+        return float(torch.special.ndtri(torch.tensor(probability, dtype=torch.float64)))
 
 
 @dataclass(frozen=True)
@@ -294,8 +293,10 @@ def _root_of_chi2(
 
 
 def _student_t_quantile(df: float, probability: float) -> float:
+    from scipy.special import stdtrit  # not with the package: SciPy takes longer than all of it
+
     tail = min(probability, 1 - probability)
-    size = -float(special.stdtrit(df, tail)) if tail > 0 else math.inf
+    size = -float(stdtrit(df, tail)) if tail > 0 else math.inf
     return math.copysign(size, probability - 0.5)
 
 
@@ -304,5 +305,5 @@ def _log_normalizer(df: float, dim: int) -> float:
 
 
 def _entropy(df: float, dim: int) -> float:
-    spread = special.digamma((df + dim) / 2) - special.digamma(df / 2)
-    return float(_log_normalizer(df, dim) + (df + dim) / 2 * spread)
+    high, low = torch.digamma(torch.tensor([(df + dim) / 2, df / 2], dtype=torch.float64)).tolist()
+    return _log_normalizer(df, dim) + (df + dim) / 2 * (high - low)
