@@ -30,6 +30,8 @@ from pyro_vi_lab.tiers import Compile
 
 RESTART_RADIUS = 2.0
 """Half-width of the uniform jitter of the restarts' locations, as Stan's initial values."""
+RARE, MAX_RARE_SHARE = 1e-6, 0.1
+"""Draws so rare may decide on no more nats of a bound: no fit sees enough of them."""
 PARALLEL_WORK = 2**22
 """Numbers per evaluation from which a second intra-op thread pays."""
 
@@ -187,6 +189,12 @@ def _fit_of(
     density = problem.density()
     params = Params(*(value[order] for value in result.params))
     statuses = tuple(result.status[i] for i in order)
+    if guide.family.heavy_tailed:
+        shares = _rare_share(density, guide.family, params)
+        statuses = tuple(
+            Status.DIVERGED if status is Status.CONVERGED and share > MAX_RARE_SHARE else status
+            for status, share in zip(statuses, shares, strict=True)
+        )
     if statuses[0] is not Status.DIVERGED:
         guide.params = Params(*(value[0] for value in params))
     _name_by_content(guide)
@@ -312,6 +320,8 @@ def _message(
             f"diverged: the log density of site {density.blame(loc)!r} is not finite at the guide's location; check "
             f"its data and prior{suffix}"
         )
+    if family.heavy_tailed and _rare_share(density, family, params)[0] > MAX_RARE_SHARE:
+        return f"diverged: draws of the guide that are rarer than one in a million decide on its bound{suffix}"
     if float(size[worst]) > 1e8:
         return f"diverged: {farthest}; the posterior seems to be improper: give this site a proper prior{suffix}"
     z, log_p, _ = draw(density, family, Params(*(value[:1] for value in params)), 1000, seed=0)
@@ -326,6 +336,20 @@ def _message(
         "diverged: no step, however small, kept the bound finite; start nearer with the guide's init_loc_fn, or "
         f"reparameterize the sites with large gradients; {farthest}{suffix}"
     )
+
+
+def _rare_share(density: LogDensity, family: Family, params: Params) -> list[float]:
+    """Nats of the bound of each member that hang on draws rarer than one in a million, along the worst coordinate.
+
+    A coordinate with heavy tails reaches a point that far out once in ``1 / RARE`` draws. Where the log density falls
+    exponentially, what it is there outweighs all other draws, and the bound is minus infinity.
+    """
+    num_fits, dim = params.loc.shape
+    far = family.noise_quantile(1 - RARE / 2)
+    eps = far * torch.eye(dim, dtype=density.dtype, device=density.device).unsqueeze(1).expand(dim, num_fits, dim)
+    here, there = density.log_prob(params.loc), density.log_prob(family.sample(params, torch.cat([eps, -eps])))
+    fall = torch.nan_to_num(here - there, nan=math.inf).amax(0)
+    return (RARE * fall).tolist()
 
 
 def _history(records: list[Record], order: list[int]) -> dict[str, NDArray[Any]]:

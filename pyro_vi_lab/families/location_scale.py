@@ -48,6 +48,10 @@ class LocationScale(Family):
         """As of the scale."""
         return self.scale.is_dense
 
+    def noise_quantile(self, probability: float) -> float:
+        """As of the noise."""
+        return self.noise.quantile(probability)
+
     @property
     def heavy_tailed(self) -> bool:
         """As of the noise."""
