@@ -152,7 +152,9 @@ def test_every_seed_reaches_the_same_optimum(guide: str) -> None:
 
 @each_guide
 def test_same_seed_same_numbers(guide: str) -> None:
-    one, other = (quick(vl.Problem(skewed, Y), guide, seed=3, num_restarts=3) for _ in range(2))
+    # the log of a scale has no finite bound under a Student-t
+    problem = vl.Problem(two_modes) if "student_t" in guide else vl.Problem(skewed, Y)
+    one, other = (quick(problem, guide, seed=3, num_restarts=3) for _ in range(2))
     assert torch.equal(one.params.loc, other.params.loc)
     assert torch.equal(one.params.scale, other.params.scale)
     assert one.elbo(100, seed=2) == other.elbo(100, seed=2)
@@ -161,7 +163,7 @@ def test_same_seed_same_numbers(guide: str) -> None:
             np.testing.assert_array_equal(values, other.history[name])
     for name, values in one.posterior(10, seed=4).draws.items():
         assert torch.equal(values, other.posterior(10, seed=4).draws[name])
-    assert not torch.equal(one.params.loc, quick(vl.Problem(skewed, Y), guide, seed=4, num_restarts=3).params.loc)
+    assert not torch.equal(one.params.loc, quick(problem, guide, seed=4, num_restarts=3).params.loc)
 
 
 def test_seed_of_the_session_does_not_matter() -> None:
