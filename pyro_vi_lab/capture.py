@@ -298,10 +298,8 @@ def _cross_entropy_with_logits(
     x: Tensor, target: Tensor, weight: Tensor | None = None, pos_weight: Tensor | None = None, reduction: int = 1
 ) -> Tensor:
     softened = (-x.abs()).exp().log1p()
-    if pos_weight is None:
-        loss = (1 - target) * x - (x.clamp_max(0) - softened)
-    else:
-        loss = (1 - target) * x - (1 + (pos_weight - 1) * target) * (x.clamp_max(0) - softened)
+    factor = 1 if pos_weight is None else 1 + (pos_weight - 1) * target
+    loss = (1 - target) * x - factor * (x.clamp_max(0) - softened)
     loss = loss if weight is None else loss * weight
     return loss if reduction == 0 else loss.mean() if reduction == 1 else loss.sum()
 

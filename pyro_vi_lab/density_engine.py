@@ -181,16 +181,17 @@ def ascend_in_stages(
     first = ascend_in_stages(
         density, family.precursor, family.to_precursor(start), max_steps=max_steps, on_step=on_step, **settings
     )
-    done, seconds = len(first.records), time.perf_counter() - clock
+    done, seconds = len(first.records) - 1, time.perf_counter() - clock
     last = ascend(
         density,
         family,
         family.from_precursor(first.params),
-        max_steps=max(max_steps + 1 - done, 1),
+        max_steps=max_steps - done,
         on_step=lambda step, record: on_step(done + step, record),
         **settings,
     )
-    later = [replace(record, seconds=record.seconds + seconds) for record in last.records]
+    # the evaluation before the first step of the second stage is none of a step
+    later = [replace(record, seconds=record.seconds + seconds) for record in last.records[1:]]
     return Result(last.params, last.status, last.gap, first.records + later, first.num_gradients + last.num_gradients)
 
 

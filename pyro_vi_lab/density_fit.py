@@ -32,6 +32,8 @@ RESTART_RADIUS = 2.0
 """Half-width of the uniform jitter of the restarts' locations, as Stan's initial values."""
 RARE, MAX_RARE_SHARE = 1e-6, 0.1
 """Draws so rare may decide on no more nats of a bound: no fit sees enough of them."""
+RARE_COORDINATES = 256
+"""Coordinates of which such draws are looked at together."""
 PARALLEL_WORK = 2**22
 """Numbers per evaluation from which a second intra-op thread pays."""
 
@@ -68,8 +70,8 @@ def fit_density(
     in_stages = not isinstance(guide, FamilyGuide)
     settings = _Settings(lr, max_kl, num_particles, max_steps, generator, compile, in_stages)
     result = _ascended(density, made.family, start, settings, f"{name} fit of {problem.name}" if progress else "")
-    order = _best_first(density, made.family, result.params, result.status, seed)
-    return _fit_of(problem, name, made, result, order, max_steps=max_steps, seed=seed, began=began)
+    restarts = list(range(num_restarts))
+    return _fit_of(problem, name, made, result, restarts, max_steps=max_steps, seed=seed, began=began)
 
 
 def fit_each(
@@ -179,22 +181,24 @@ def _fit_of(
     name: str,
     guide: FamilyGuide,
     result: Result,
-    order: list[int],
+    rows: list[int],
     *,
     max_steps: int,
     seed: int,
     began: float,
 ) -> Fit:
-    """The fit whose restarts are some of a batch, best first."""
-    density = problem.density()
-    params = Params(*(value[order] for value in result.params))
-    statuses = tuple(result.status[i] for i in order)
-    if guide.family.heavy_tailed:
-        shares = _rare_share(density, guide.family, params)
-        statuses = tuple(
+    """The fit whose restarts are some of a batch; they are put in order, best first."""
+    density, family = problem.density(), guide.family
+    params = Params(*(value[rows] for value in result.params))
+    judged = [result.status[i] for i in rows]
+    if family.heavy_tailed:
+        judged = [
             Status.DIVERGED if status is Status.CONVERGED and share > MAX_RARE_SHARE else status
-            for status, share in zip(statuses, shares, strict=True)
-        )
+            for status, share in zip(judged, _rare_share(density, family, params), strict=True)
+        ]
+    best = _best_first(density, family, params, judged, seed)
+    params, statuses = Params(*(value[best] for value in params)), tuple(judged[i] for i in best)
+    order = [rows[i] for i in best]
     if statuses[0] is not Status.DIVERGED:
         guide.params = Params(*(value[0] for value in params))
     _name_by_content(guide)
@@ -345,11 +349,14 @@ def _rare_share(density: LogDensity, family: Family, params: Params) -> list[flo
     exponentially, what it is there outweighs all other draws, and the bound is minus infinity.
     """
     num_fits, dim = params.loc.shape
-    far = family.noise_quantile(1 - RARE / 2)
-    eps = far * torch.eye(dim, dtype=density.dtype, device=density.device).unsqueeze(1).expand(dim, num_fits, dim)
-    here, there = density.log_prob(params.loc), density.log_prob(family.sample(params, torch.cat([eps, -eps])))
-    fall = torch.nan_to_num(here - there, nan=math.inf).amax(0)
-    return (RARE * fall).tolist()
+    far, here = family.noise_quantile(1 - RARE / 2), density.log_prob(params.loc)
+    falls = []
+    for first in range(0, dim, RARE_COORDINATES):
+        count = min(RARE_COORDINATES, dim - first)
+        eps = torch.zeros(count, num_fits, dim, dtype=density.dtype, device=density.device)
+        eps[torch.arange(count), :, torch.arange(first, first + count)] = far
+        falls.append(here - density.log_prob(family.sample(params, torch.cat([eps, -eps]))))
+    return (RARE * torch.nan_to_num(torch.cat(falls), nan=math.inf).amax(0)).tolist()
 
 
 def _history(records: list[Record], order: list[int]) -> dict[str, NDArray[Any]]:

@@ -1,4 +1,4 @@
-r"""Natural gradients of the ELBO for a family: the estimate, and a Pyro optimizer that takes the step.
+r"""A Pyro optimizer that takes natural-gradient steps of the guides over a family.
 
 In whitened coordinates (:math:`z = \mu + \sigma\varepsilon`) the natural gradient costs no more than the gradient: with
 :math:`h = \sigma^\top \nabla_z (\log p - \log q)(z)`,
@@ -25,14 +25,14 @@ from torch.distributions import constraints, transform_to
 
 from pyro_vi_lab.errors import ArgumentError
 from pyro_vi_lab.families import FAMILIES, Params
-from pyro_vi_lab.guides.family_guide import FamilyGuide
+from pyro_vi_lab.guides import GUIDES, FamilyGuide
 
 
 class NaturalGradient(PyroOptim):
-    r"""Natural-gradient optimizer for normal guides; a drop-in for Pyro's optimizers.
+    r"""Natural-gradient optimizer for guides over a family; a drop-in for Pyro's optimizers.
 
-    Takes the joint natural step in location and scale for :class:`~pyro_vi_lab.guides.MeanFieldNormal`,
-    :class:`~pyro_vi_lab.guides.FullRankNormal` and Pyro's ``AutoNormal``, ``AutoDiagonalNormal`` and
+    Takes the joint natural step in location and scale for the guides of :data:`pyro_vi_lab.guides.GUIDES` and Pyro's
+    ``AutoNormal``, ``AutoDiagonalNormal`` and
     ``AutoMultivariateNormal``, also inside an ``AutoGuideList``; every other parameter goes to ``others``. The
     gradients
     that :class:`pyro.infer.SVI` leaves in the parameters are all it needs.
@@ -73,7 +73,7 @@ class NaturalGradient(PyroOptim):
             raise ArgumentError(f"max_kl is a KL divergence in nats and must be positive, got {max_kl!r}")
         parts: Iterable[nn.Module] = getattr(guide, "modules", tuple)()  # a plain function has none
         if not any(type(part) in _READERS or _is_ours(part) for part in parts):
-            known = ", ".join(["MeanFieldNormal", "FullRankNormal", *(kind.__name__ for kind in _READERS)])
+            known = ", ".join(kind.__name__ for kind in (*GUIDES.values(), *_READERS))
             raise ArgumentError(f"NaturalGradient cannot handle the guide {type(guide).__name__}; it knows {known}")
         super().__init__(
             torch.optim.SGD, {"lr": lr}

@@ -88,10 +88,6 @@ class Family(ABC):
         """A member near one of the precursor."""
         return params
 
-    def noise_quantile(self, probability: float) -> float:
-        """Quantile of one coordinate of ε."""
-        raise NotImplementedError
-
     @property
     def heavy_tailed(self) -> bool:
         """Whether the exponential of a coordinate has no mean, so that a bound with one in it is minus infinity."""
@@ -152,6 +148,10 @@ class Family(ABC):
     @abstractmethod
     def quantile(self, params: Params, probability: float) -> Tensor:
         """Quantile of every coordinate of z, ``(*R, D)``."""
+
+    @abstractmethod
+    def noise_quantile(self, probability: float) -> float:
+        """Quantile of one coordinate of ε."""
 
     @abstractmethod
     def spread(self, params: Params, u: Tensor) -> Tensor:

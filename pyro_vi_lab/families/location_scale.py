@@ -140,7 +140,7 @@ class LocationScale(Family):
 
     def quantile(self, params: Params, probability: float) -> Tensor:
         """Of every coordinate: the noise's own, by location and scale of the coordinate."""
-        return params.loc + self.noise.quantile(probability) * self.scale.variance(params.scale).sqrt()
+        return params.loc + self.noise_quantile(probability) * self.scale.variance(params.scale).sqrt()
 
     def spread(self, params: Params, u: Tensor) -> Tensor:
         """σ·u."""

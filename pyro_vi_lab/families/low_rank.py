@@ -134,7 +134,11 @@ class LowRank(Family):
 
     def quantile(self, params: Params, probability: float) -> Tensor:
         """Of every coordinate, which is normal."""
-        return params.loc + NORMAL.quantile(probability) * self.variance(params).sqrt()
+        return params.loc + self.noise_quantile(probability) * self.variance(params).sqrt()
+
+    def noise_quantile(self, probability: float) -> float:
+        """Of the standard normal distribution."""
+        return NORMAL.quantile(probability)
 
     def spread(self, params: Params, u: Tensor) -> Tensor:
         """S(I + AAᵀ)^½·u with U = S·A."""
@@ -271,7 +275,8 @@ class LowRank(Family):
         kl = self.kl(moved(size), params)
         for candidate in range(1, STEP_SIZES + 1):
             outside = ~(kl <= torch.as_tensor(max_kl, dtype=kl.dtype, device=kl.device))
-            # outside by much: as far as the quadratic of the Fisher matrix says
+            if not bool(outside.any()):
+                break
             shrunk = size * (0.5 if candidate < STEP_SIZES else 0.0)
             size = torch.where(outside, shrunk, size)
             kl = torch.where(outside, self.kl(moved(size), params), kl)
@@ -386,6 +391,8 @@ class _Fisher:
         length = _dot(residual, searched)
         limit = SOLVER_TOLERANCE**2 * length
         for _ in range(SOLVER_STEPS):
+            if not bool((length > limit).any()):
+                break
             image = self(direction) + damping * direction
             rate = length / _dot(direction, image).clamp_min(torch.finfo(length.dtype).tiny)
             rate = torch.where(length > limit, rate, torch.zeros_like(rate))[..., None, None]
