@@ -187,7 +187,8 @@ class NaturalGradient(PyroOptim):
             "others": self.others.get_state(),
         }
         if self._schedule is not None:
-            state["schedule"] = _scheduler_of(self._schedule, self._scheduled).state_dict()
+            scheduler = _scheduler_of(self._schedule, self._scheduled)
+            state["schedule"] = {"scheduler": scheduler.state_dict(), "optimizer": scheduler.optimizer.state_dict()}
         return state
 
     def set_state(self, state_dict: Mapping[str, Any]) -> None:
@@ -197,7 +198,9 @@ class NaturalGradient(PyroOptim):
         self._states = copy.deepcopy(state_dict["parts"])
         self.others.set_state(state_dict["others"])
         if self._schedule is not None and "schedule" in state_dict:
-            _scheduler_of(self._schedule, self._scheduled).load_state_dict(state_dict["schedule"])
+            scheduler = _scheduler_of(self._schedule, self._scheduled)
+            scheduler.load_state_dict(state_dict["schedule"]["scheduler"])
+            scheduler.optimizer.load_state_dict(state_dict["schedule"]["optimizer"])
 
 
 def _scheduler_of(schedule: PyroLRScheduler, tensor: Tensor) -> Any:
