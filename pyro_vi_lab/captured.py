@@ -7,6 +7,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary, WeakMethod
 
 import pyro
 import torch
@@ -15,7 +16,7 @@ from pyro.infer import ELBO, SVI
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.util import warn_if_nan
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vi_lab.captured_loss import CapturedLoss
 from pyro_vi_lab.errors import ArgumentError, CaptureError, LabWarning
@@ -117,8 +118,11 @@ class Captured(ELBO):
         key, leaves = self._key("gradients", model, guide, args, kwargs)
         graph = self._find(key, leaves)
         if graph is None:
-            return self._run_pyro("gradients", key, leaves, model, guide, args, kwargs)
+            found = self._run_pyro("gradients", key, leaves, model, guide, args, kwargs)
+            tell(guide, *args, **kwargs)
+            return found
         results = graph.run(leaves)
+        tell(guide, *args, **kwargs)
         if _PYRO_STACK:
             _show_params(graph, to_step=sys._getframe(1).f_code is SVI.step.__code__)
         _add_gradients(graph.targets, graph.gradients(results))
@@ -279,6 +283,25 @@ class Captured(ELBO):
             warnings.warn(
                 f"{call.program} is run by Pyro, not as a captured graph: {reason}", LabWarning, stacklevel=_depth()
             )
+
+
+_WATCHERS: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()
+"""Parts of guides that take note of their calls."""
+
+
+def tell(guide: Any, *args: Any, **kwargs: Any) -> None:
+    """Let guides that take note of their calls (``see``) know of one that a graph has made in their place."""
+    if not isinstance(guide, nn.Module) and not hasattr(guide, "see"):
+        return
+    watchers = _WATCHERS.get(guide)
+    if watchers is None:
+        parts: Any = [guide] if hasattr(guide, "see") else guide.modules()
+        # a bound method would keep its guide alive
+        watchers = _WATCHERS[guide] = [WeakMethod(part.see) for part in parts if hasattr(part, "see")]
+    for watcher in watchers:
+        see = watcher()
+        if see is not None:
+            see(*args, **kwargs)
 
 
 def _depth() -> int:

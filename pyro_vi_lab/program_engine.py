@@ -34,7 +34,7 @@ from pyro.infer import SVI, config_enumerate
 from pyro.optim.optim import PyroOptim
 from torch import Tensor
 
-from pyro_vi_lab.captured import Captured
+from pyro_vi_lab.captured import Captured, tell
 from pyro_vi_lab.density_engine import Status
 from pyro_vi_lab.isolation import seeded
 from pyro_vi_lab.natural_gradient import NaturalGradient
@@ -93,6 +93,10 @@ class Rowed:
         """Run it on the rows."""
         with self.problem.rows(index, size):
             return self.program(*args, **kwargs)
+
+    def see(self, index: Tensor | None, size: int, *args: Any, **kwargs: Any) -> None:
+        """Let the program know of a call that a graph has made."""
+        tell(self.program, *args, **kwargs)
 
 
 def train(

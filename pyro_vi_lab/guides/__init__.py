@@ -1,11 +1,14 @@
 """Guides: families as Pyro autoguides, usable in plain ``pyro.infer.SVI``."""
 
+from pyro_vi_lab.guides.amortized import Amortized
 from pyro_vi_lab.guides.block import BlockNormal
 from pyro_vi_lab.guides.family_guide import FamilyGuide
+from pyro_vi_lab.guides.flow import FLOWS, Flow
 from pyro_vi_lab.guides.full_rank import FullRankNormal, FullRankStudentT
 from pyro_vi_lab.guides.initialization import init_to_origin
 from pyro_vi_lab.guides.low_rank import LowRankNormal
 from pyro_vi_lab.guides.mean_field import MeanFieldLaplace, MeanFieldNormal, MeanFieldStudentT
+from pyro_vi_lab.guides.unconstrained_guide import UnconstrainedGuide
 
 GUIDES: dict[str, type[FamilyGuide]] = {
     "mean_field": MeanFieldNormal,
@@ -19,14 +22,18 @@ GUIDES: dict[str, type[FamilyGuide]] = {
 """Guides by the name that :func:`pyro_vi_lab.fit` and the command line take."""
 
 __all__ = [
+    "FLOWS",
     "GUIDES",
+    "Amortized",
     "BlockNormal",
     "FamilyGuide",
+    "Flow",
     "FullRankNormal",
     "FullRankStudentT",
     "LowRankNormal",
     "MeanFieldLaplace",
     "MeanFieldNormal",
     "MeanFieldStudentT",
+    "UnconstrainedGuide",
     "init_to_origin",
 ]

@@ -7,10 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from pyro_vi_lab.guides import GUIDES, FamilyGuide
+from pyro_vi_lab.guides import GUIDES, Amortized, FamilyGuide, Flow
 from pyro_vi_lab.natural_parts.family_part import PYRO_GUIDES, FamilyPart
+from pyro_vi_lab.natural_parts.kronecker_part import KroneckerPart
 from pyro_vi_lab.natural_parts.member import GuideMember
 from pyro_vi_lab.natural_parts.part import NaturalPart, Settings
+from pyro_vi_lab.natural_parts.scores import EncoderScores, FlowScores
 
 
 def _over_family(guide: Any) -> NaturalPart:
@@ -21,7 +23,20 @@ def _of_pyro(guide: Any) -> NaturalPart:
     return FamilyPart(PYRO_GUIDES[type(guide)](guide))
 
 
-PARTS: dict[type, Callable[[Any], NaturalPart]] = {FamilyGuide: _over_family, **dict.fromkeys(PYRO_GUIDES, _of_pyro)}
+def _of_encoder(guide: Any) -> NaturalPart:
+    return KroneckerPart(EncoderScores(guide))
+
+
+def _of_flow(guide: Any) -> NaturalPart:
+    return KroneckerPart(FlowScores(guide))
+
+
+PARTS: dict[type, Callable[[Any], NaturalPart]] = {
+    FamilyGuide: _over_family,
+    Amortized: _of_encoder,
+    Flow: _of_flow,
+    **dict.fromkeys(PYRO_GUIDES, _of_pyro),
+}
 """How to make the part of each kind of guide; ours take their subclasses in, Pyro's do not."""
 
 
@@ -40,7 +55,7 @@ def part_of(guide: nn.Module) -> NaturalPart | None:
 
 def names() -> list[str]:
     """Names of all guides that take natural steps."""
-    return [kind.__name__ for kind in (*GUIDES.values(), *PYRO_GUIDES)]
+    return [kind.__name__ for kind in dict.fromkeys((*GUIDES.values(), *PARTS)) if kind is not FamilyGuide]
 
 
 def _maker(guide: nn.Module) -> Callable[[Any], NaturalPart] | None:
