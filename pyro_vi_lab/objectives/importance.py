@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
+from pyro.distributions import MaskedDistribution
 from torch import Tensor
 
 from pyro_vi_lab.errors import ArgumentError, ModelError
@@ -56,7 +57,8 @@ class RenyiELBO(Objective):
     bound, falls (Rainforth et al. 2018).
 
     **Scales.** A ``poutine.scale`` by one number around all sites of model and guide is outside of the logarithm;
-    others temper their sites inside.
+    others temper their sites inside, and where they scale :math:`\log q_i` by :math:`s_i`, ``"dreg"`` has
+    :math:`\hat w - s_i (1 - \alpha) (\hat w - \hat w^2)` in the brackets.
 
     Args:
         alpha: Order α of the divergence.
@@ -118,10 +120,16 @@ class RenyiELBO(Objective):
             return
         share = torch.softmax((1 - self.alpha) * weights.log_w.detach(), 0)
         if self.cuts:
-            through = (self.alpha + (1 - self.alpha) * share) * share
+            # the score of a site, times its own scale and mask, is taken into the path (1 - α) (ŵ - ŵ²)
+            factors = [_scales(run, weights.scale) for run in runs]
+            alike = all(factor == 1 for by_site in factors for factor in by_site.values() if isinstance(factor, float))
+            alike = alike and not any(isinstance(factor, Tensor) for by_site in factors for factor in by_site.values())
+            score = (1 - self.alpha) * (share - share.square())
             gradient = path_gradient(
                 [run.cut for run in runs if run.cut is not None],
-                through_draws=weights.scale * (through * weights.log_w).sum(),
+                through_draws=weights.scale * ((share - score if alike else share) * weights.log_w).sum(),
+                by_site=0.0 if alike else -weights.scale * (score * weights.log_w).sum(),
+                factors=factors,
                 past_draws=weights.scale * (share * weights.log_w_without_q).sum() + outside,
             )
         else:
@@ -209,6 +217,23 @@ def _log_weights(runs: Sequence[Run], objective: str) -> _LogWeights:
     num = particles.size if particles else len(runs)
     weights, parts = ((torch.as_tensor(one[0]) if particles else _stacked(one)) / scale for one in (log_w, without_q))
     return _LogWeights(weights, parts, scale, outside / num)
+
+
+def _scales(run: Run, scale: float) -> dict[str, Tensor | float]:
+    """Scale and mask of log q of every site inside of the logarithm, with the dimensions of its draw."""
+    scales: dict[str, Tensor | float] = {}
+    for name, site in run.guide.items():
+        value, masks = site["scale"], [site["mask"]]
+        if isinstance(site["fn"], MaskedDistribution):
+            masks.append(site["fn"]._mask)
+        value = value / scale if isinstance(value, Tensor) else 1.0 if math.isclose(value, scale) else value / scale
+        for mask in masks:
+            if mask is not None and mask is not True:
+                value = value * mask
+        if isinstance(value, Tensor) and value.dim():
+            value = value.reshape(*value.shape, *(1,) * site["fn"].event_dim)
+        scales[name] = value if isinstance(value, Tensor) else float(value)
+    return scales
 
 
 def _before_latents(run: Run) -> frozenset[str]:

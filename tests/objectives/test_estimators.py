@@ -13,7 +13,6 @@ from torch import Tensor
 import pyro_vi_lab as vl
 from pyro_vi_lab.families import LocationScale, LowRank, Params
 from pyro_vi_lab.guides import GUIDES
-from pyro_vi_lab.objectives.terms import elbo_terms
 from tests.objectives.programs import (
     NORMAL,
     PROGRAMS,
@@ -115,7 +114,6 @@ def test_the_stl_gradient_has_no_noise_at_the_posterior(name: str) -> None:
     [
         {"gradient": "stl"},
         {"gradient": "reparam", "analytic_kl": True},
-        {"gradient": "reparam", "analytic_entropy": True},
         {"gradient": "stl", "analytic_kl": True, "analytic_entropy": True},
         {"gradient": "score", "analytic_kl": True},
     ],
@@ -124,8 +122,8 @@ def test_the_stl_gradient_has_no_noise_at_the_posterior(name: str) -> None:
 def test_gradients_have_the_mean_of_the_reparam_gradient(name: str, options: dict[str, Any]) -> None:
     program = PROGRAMS[name]
     guide = program.guide(NORMAL)
-    found = gradients(many(vl.ELBO, 200, **options), program.model, guide, num=30)
-    plain = gradients(many(vl.ELBO, 200, gradient="reparam"), program.model, guide, num=30)
+    found = gradients(many(vl.ELBO, 200, **options), program.model, guide, num=20)
+    plain = gradients(many(vl.ELBO, 200, gradient="reparam"), program.model, guide, num=20)
     # on the same draws, so that what is compared is the difference of the two alone
     difference = found - plain
     assert_same_mean(difference, torch.zeros_like(difference))
@@ -133,35 +131,48 @@ def test_gradients_have_the_mean_of_the_reparam_gradient(name: str, options: dic
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
+def test_the_analytic_entropy_of_a_normal_has_its_reparam_gradient(name: str) -> None:
+    """Draw by draw: log q is log s plus a function of the noise."""
+    program = PROGRAMS[name]
+    guide = program.guide(NORMAL)
+    program.model(), guide()
+    found, plain = (
+        gradient(vl.ELBO(gradient="reparam", analytic_entropy=closed), program.model, guide, seed=0)
+        for closed in (True, False)
+    )
+    torch.testing.assert_close(found, plain)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
 @pytest.mark.parametrize("analytic_kl", [False, True])
 def test_score_gradients_have_the_mean_of_the_reparam_gradient(name: str, analytic_kl: bool) -> None:
     program = PROGRAMS[name]
-    objective = many(vl.ELBO, 400, gradient="score", analytic_kl=analytic_kl)
-    found = gradients(objective, program.model, program.guide(WITHOUT_PATH), num=40)
-    plain = gradients(many(vl.ELBO, 400, gradient="reparam"), program.model, program.guide(NORMAL), num=40)
+    objective = many(vl.ELBO, 1000, gradient="score", analytic_kl=analytic_kl)
+    found = gradients(objective, program.model, program.guide(WITHOUT_PATH), num=20)
+    plain = gradients(many(vl.ELBO, 1000, gradient="reparam"), program.model, program.guide(NORMAL), num=20)
     assert_same_mean(found, plain)
     assert (plain.mean(0).abs() > 0.01).any()
 
 
-@pytest.mark.parametrize("name", ["global", "local", "subsampled", "masked", "nested"])
+@pytest.mark.parametrize("name", ["global", "subsampled", "nested"])
 @pytest.mark.parametrize("num_particles", [1, 3])
 def test_looped_score_gradients_have_the_mean_of_the_reparam_gradient(name: str, num_particles: int) -> None:
     program = PROGRAMS[name]
     objective = vl.ELBO(num_particles, gradient="score")
-    found = gradients(objective, program.model, program.guide(WITHOUT_PATH), num=200)
-    plain = gradients(many(vl.ELBO, 400, gradient="reparam"), program.model, program.guide(NORMAL), num=30)
+    found = gradients(objective, program.model, program.guide(WITHOUT_PATH), num=100)
+    plain = gradients(many(vl.ELBO, 1000, gradient="reparam"), program.model, program.guide(NORMAL), num=20)
     if num_particles == 1:
         found = found[10:]  # the average of the steps before has little to go by at first
     assert_same_mean(found, plain)
 
 
 @pytest.mark.parametrize("name", [name for name, program in PROGRAMS.items() if program.local])
-@pytest.mark.parametrize("alpha", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("alpha", [0.0, 0.7])
 def test_dreg_has_the_mean_of_the_plain_gradient_of_the_bound(name: str, alpha: float) -> None:
     program = PROGRAMS[name]
     guide = program.guide(NORMAL)
     dreg, plain = (
-        gradients(vl.RenyiELBO(alpha, 4, vectorize_particles=True, gradient=kind), program.model, guide, num=300)
+        gradients(vl.RenyiELBO(alpha, 4, vectorize_particles=True, gradient=kind), program.model, guide, num=100)
         for kind in ("dreg", "reparam")
     )
     difference = dreg - plain
@@ -174,7 +185,7 @@ def test_dreg_with_joint_weights() -> None:
     program = PROGRAMS["global"]
     guide = program.guide(NORMAL)
     dreg, plain = (
-        gradients(vl.IWAE(5, vectorize_particles=True, gradient=kind), program.model, guide, num=400)
+        gradients(vl.IWAE(5, vectorize_particles=True, gradient=kind), program.model, guide, num=200)
         for kind in ("dreg", "reparam")
     )
     difference = dreg - plain
@@ -185,21 +196,17 @@ def test_dreg_with_joint_weights() -> None:
 # --- (f) vectorized and looped ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", ["global", "subsampled", "nested", "annealed"])
 @pytest.mark.parametrize("objective", [vl.ELBO, vl.IWAE, vl.RenyiELBO, vl.PerSiteELBO])
-def test_vectorized_and_looped_particles_agree(name: str, objective: Any) -> None:
+@pytest.mark.parametrize("nesting", [{}, {"max_plate_nesting": 3}], ids=["guessed", "given"])
+def test_vectorized_and_looped_particles_agree(name: str, objective: Any, nesting: dict[str, int]) -> None:
     program = PROGRAMS[name]
     guide = program.guide(NORMAL)
-    for nesting in ({}, {"max_plate_nesting": 3}):  # guessed, known
-        at_once = objective(num_particles=3, vectorize_particles=True, **nesting)
-        one = gradients(at_once, program.model, guide, num=60)
-        two = gradients(objective(num_particles=3), program.model, guide, num=60)
-        assert_same_mean(one, two)
-        losses = [
-            torch.tensor([kind.loss(program.model, guide) for _ in range(60)])
-            for kind in (at_once, objective(num_particles=3))
-        ]
-        assert_same_mean(*losses)
+    at_once, looped = objective(num_particles=2, vectorize_particles=True, **nesting), objective(num_particles=2)
+    assert_same_mean(*(gradients(kind, program.model, guide, num=40) for kind in (at_once, looped)))
+    assert_same_mean(
+        *(torch.tensor([kind.loss(program.model, guide) for _ in range(40)]) for kind in (at_once, looped))
+    )
 
 
 # --- single precision -------------------------------------------------------------------------------------------------
@@ -221,4 +228,3 @@ def test_single_precision_stays_single(objective: Any) -> None:
     assert loss.dtype is torch.float32
     loss.backward()
     assert pyro.param("loc").grad.dtype is torch.float32
-    assert elbo_terms  # the module is there
