@@ -95,7 +95,7 @@ def test_the_stl_gradient_has_no_noise_at_the_posterior(name: str) -> None:
     guide.params = Params(LOC, scale(guide))
     guide()
     for kind in ("stl", "score"):
-        for seed in range(10):
+        for seed in range(4):
             stl, reparam = (gradient(vl.ELBO(gradient=one), model, guide, seed=seed) for one in (kind, "reparam"))
             assert stl.norm() <= 1e5 * torch.finfo(torch.float64).eps * reparam.norm()
             assert reparam.norm() > 0.1
@@ -159,7 +159,7 @@ def test_score_gradients_have_the_mean_of_the_reparam_gradient(name: str, analyt
 def test_looped_score_gradients_have_the_mean_of_the_reparam_gradient(name: str, num_particles: int) -> None:
     program = PROGRAMS[name]
     objective = vl.ELBO(num_particles, gradient="score")
-    found = gradients(objective, program.model, program.guide(WITHOUT_PATH), num=100)
+    found = gradients(objective, program.model, program.guide(WITHOUT_PATH), num=80)
     plain = gradients(many(vl.ELBO, 1000, gradient="reparam"), program.model, program.guide(NORMAL), num=20)
     if num_particles == 1:
         found = found[10:]  # the average of the steps before has little to go by at first
@@ -172,7 +172,7 @@ def test_dreg_has_the_mean_of_the_plain_gradient_of_the_bound(name: str, alpha: 
     program = PROGRAMS[name]
     guide = program.guide(NORMAL)
     dreg, plain = (
-        gradients(vl.RenyiELBO(alpha, 4, vectorize_particles=True, gradient=kind), program.model, guide, num=100)
+        gradients(vl.RenyiELBO(alpha, 4, vectorize_particles=True, gradient=kind), program.model, guide, num=80)
         for kind in ("dreg", "reparam")
     )
     difference = dreg - plain
@@ -185,7 +185,7 @@ def test_dreg_with_joint_weights() -> None:
     program = PROGRAMS["global"]
     guide = program.guide(NORMAL)
     dreg, plain = (
-        gradients(vl.IWAE(5, vectorize_particles=True, gradient=kind), program.model, guide, num=200)
+        gradients(vl.IWAE(5, vectorize_particles=True, gradient=kind), program.model, guide, num=100)
         for kind in ("dreg", "reparam")
     )
     difference = dreg - plain
@@ -196,16 +196,16 @@ def test_dreg_with_joint_weights() -> None:
 # --- (f) vectorized and looped ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["global", "subsampled", "nested", "annealed"])
+@pytest.mark.parametrize("name", ["global", "subsampled", "nested"])
 @pytest.mark.parametrize("objective", [vl.ELBO, vl.IWAE, vl.RenyiELBO, vl.PerSiteELBO])
-@pytest.mark.parametrize("nesting", [{}, {"max_plate_nesting": 3}], ids=["guessed", "given"])
-def test_vectorized_and_looped_particles_agree(name: str, objective: Any, nesting: dict[str, int]) -> None:
+def test_vectorized_and_looped_particles_agree(name: str, objective: Any) -> None:
+    nesting = {} if name == "nested" else {"max_plate_nesting": 3}  # guessed, given
     program = PROGRAMS[name]
     guide = program.guide(NORMAL)
     at_once, looped = objective(num_particles=2, vectorize_particles=True, **nesting), objective(num_particles=2)
-    assert_same_mean(*(gradients(kind, program.model, guide, num=40) for kind in (at_once, looped)))
+    assert_same_mean(*(gradients(kind, program.model, guide, num=20) for kind in (at_once, looped)))
     assert_same_mean(
-        *(torch.tensor([kind.loss(program.model, guide) for _ in range(40)]) for kind in (at_once, looped))
+        *(torch.tensor([kind.loss(program.model, guide) for _ in range(20)]) for kind in (at_once, looped))
     )
 
 
