@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pyro
@@ -87,7 +88,7 @@ def test_the_bound_grows_from_the_elbo_to_the_evidence_for_every_point() -> None
         (torch.logsumexp(weights(y, num, shift=0.8, width=0.7), 0) - math.log(num)).std().item() / len(y) ** 0.5
         for num in (1, 2, 8, 64, 256)
     ]
-    for (lower, upper), error in zip(zip(found, found[1:], strict=False), errors, strict=False):
+    for (lower, upper), error in zip(pairwise(found), errors, strict=False):
         assert upper - lower > STANDARD_ERRORS * error
     assert all(value < evidence + STANDARD_ERRORS * error for value, error in zip(found, errors, strict=True))
     variance = weights(y, 1, shift=0.8, width=0.7).exp().var() / evidence**2  # the gap is about var(w) / (2 K)

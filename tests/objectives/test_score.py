@@ -241,7 +241,7 @@ def test_captured_steps_leave_an_average_to_pyro() -> None:
 @pytest.mark.parametrize("objective", [vl.ELBO(), vl.ELBO(gradient="score"), vl.IWAE(2), vl.PerSiteELBO()])
 @pytest.mark.parametrize("kind", ["parallel", "sequential"])
 def test_enumerated_sites_are_named(objective: Any, kind: str) -> None:
-    with pytest.raises(ModelError, match="site 'all_on' is to be enumerated.*TraceEnum_ELBO"):
+    with pytest.raises(ModelError, match=r"site 'all_on' is to be enumerated.*TraceEnum_ELBO"):
         objective.loss(switches, config_enumerate(switches_guide, default=kind))
     hidden = poutine.block(switches_guide, hide=["on"])
     with pytest.raises(ModelError, match="site 'on' is to be enumerated"):
