@@ -50,6 +50,7 @@ def test_elements_have_the_shape_of_the_plates() -> None:
             "z": (2, 3),
             "y": (2, 3),
         }
+    pyro.clear_param_store()
     rows = vl.PerSiteELBO(3).elements(subsampled_model, PROGRAMS["subsampled"].guide(NORMAL))
     assert rows["y"].shape == (2,)
 
