@@ -69,7 +69,7 @@ def assert_has_mean(sample: Tensor, mean: Tensor) -> None:
 )
 def test_the_mean_is_the_gradient_by_enumeration(options: dict[str, Any]) -> None:
     expected = exact(switches, switches_guide)
-    found = gradients(vl.ELBO(**{"gradient": "score", **options}), switches, switches_guide, num=120)
+    found = gradients(vl.ELBO(**{"gradient": "score", **options}), switches, switches_guide, num=80)
     assert_has_mean(found[20:], expected)
 
 
