@@ -27,7 +27,7 @@ from pyro_vi_lab.fit import Fit, fit
 from pyro_vi_lab.fused_adam import FusedAdam
 from pyro_vi_lab.natural_gradient import NaturalGradient
 from pyro_vi_lab.nuts import nuts
-from pyro_vi_lab.objectives import ELBO
+from pyro_vi_lab.objectives import ELBO, IWAE, PerSiteELBO, RenyiELBO
 from pyro_vi_lab.posterior import Posterior
 from pyro_vi_lab.problem import Problem
 
@@ -35,6 +35,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ELBO",
+    "IWAE",
     "Captured",
     "Comparison",
     "Fit",
@@ -43,8 +44,10 @@ __all__ = [
     "LabWarning",
     "LogDensity",
     "NaturalGradient",
+    "PerSiteELBO",
     "Posterior",
     "Problem",
+    "RenyiELBO",
     "Status",
     "checks",
     "compare",

@@ -132,7 +132,7 @@ class LossCall:
     @property
     def num_particles(self) -> int:
         """Number of particles that the graph of one particle has to be run for."""
-        is_average = type(self.objective).loss_and_grads in _AVERAGES
+        is_average = getattr(self.objective, "averages_particles", type(self.objective).loss_and_grads in _AVERAGES)
         return int(self.objective.num_particles) if is_average else 1
 
     def of_one_particle(self) -> Any:

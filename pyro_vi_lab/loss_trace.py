@@ -152,7 +152,7 @@ class _Intercept(TorchFunctionMode):
         return os.path.dirname(name) + os.sep == _INFER or frame.f_locals.get("self") is self.objective
 
     def _backward(self, loss: Tensor, gradient: Tensor | None = None, *args: Any, **kwargs: Any) -> None:
-        leaves = _leaves(loss)
+        leaves = graph_leaves(loss)
         for leaf, grad in zip(leaves, torch.autograd.grad(loss, leaves, gradient, retain_graph=True), strict=True):
             before = self.gradients.get(id(leaf))
             self.gradients[id(leaf)] = (leaf, grad if before is None else before[1] + grad)
@@ -174,11 +174,11 @@ def _caller() -> FrameType:
     return frame
 
 
-def _leaves(loss: Tensor) -> list[Tensor]:
+def graph_leaves(*outputs: Tensor) -> list[Tensor]:
     """The leaf tensors that ``backward`` would give a gradient, in the order in which the graph reaches them."""
     found: dict[int, Tensor] = {}
     seen: set[Any] = set()
-    stack = [loss.grad_fn]
+    stack: list[Any] = [output.grad_fn for output in reversed(outputs)]
     while stack:
         node = stack.pop()
         if node is None or node in seen:

@@ -34,7 +34,7 @@ from pyro.infer.autoguide import (
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import Tensor, nn
 
-from pyro_vi_lab.objectives import ELBO
+from pyro_vi_lab.objectives import ELBO, IWAE, PerSiteELBO
 
 OBJECTIVES: Mapping[str, Callable[..., Any]] = {
     "trace": Trace_ELBO,
@@ -44,9 +44,13 @@ OBJECTIVES: Mapping[str, Callable[..., Any]] = {
     "renyi": partial(RenyiELBO, alpha=0.5),
     "stl": partial(ELBO, gradient="stl"),
     "reparam": partial(ELBO, gradient="reparam"),
+    "closed": partial(ELBO, gradient="reparam", analytic_kl=True, analytic_entropy=True),
+    "score": partial(ELBO, gradient="score", num_particles=2),
+    "per_site": partial(PerSiteELBO, num_particles=2),
+    "iwae": IWAE,
 }
 SMOOTH = ("trace", "mean_field", "graph", "renyi", "stl", "reparam")
-SCORE = ("trace", "graph")
+SCORE = ("trace", "graph", "score", "per_site")
 
 Pair = tuple[Callable[..., Any], Callable[..., Any]]
 
@@ -392,7 +396,7 @@ PROGRAMS: Mapping[str, Program] = {
     "process": Program(auto(AutoNormal, process), lambda: (torch.linspace(0, 1, 6), numbers(6))),
     "nested": Program(auto(AutoNormal, nested), lambda: (numbers(3, 4),)),
     "subsampled": Program(auto(AutoNormal, subsampled), lambda: (numbers(10),)),
-    "local": Program(lambda: (local, local_guide), lambda: (numbers(10),)),
+    "local": Program(lambda: (local, local_guide), lambda: (numbers(10),), (*SMOOTH, "closed")),
     "by_row": Program(lambda: (local, by_row_guide), lambda: (numbers(10),)),
     "scaled": Program(auto(AutoNormal, scaled), rows),
     "scaled_from_outside": Program(
@@ -430,7 +434,9 @@ PROGRAMS: Mapping[str, Program] = {
     "messenger": Program(auto(AutoNormalMessenger, nested), lambda: (numbers(3, 4),), ("trace",)),
     "regression": Program(regression, lambda: (numbers(8, 2), numbers(8))),
     "flow_prior": Program(flow_prior, lambda: (numbers(2),), ("trace", "graph", "renyi")),
-    "autoencoder": Program(autoencoder, lambda: (numbers(5, 3),), modules=owner_modules),
+    "autoencoder": Program(
+        autoencoder, lambda: (numbers(5, 3),), (*SMOOTH, "closed", "per_site", "iwae"), modules=owner_modules
+    ),
     "batch_norm": Program(
         partial(autoencoder, partial(nn.BatchNorm1d, 4)),
         lambda: (numbers(5, 3),),

@@ -41,7 +41,7 @@ LAYERS = (
     ("captured",),
     ("density", "families/"),
     ("density_batch", "problem", "whitened"),
-    ("objectives", "guides/", "models/"),
+    ("objectives/", "guides/", "models/"),
     ("natural_parts/", "checks/"),
     ("natural_gradient",),
     (

@@ -45,6 +45,10 @@ class FamilyDistribution(TorchDistribution):
         flat = self.family.log_prob(self.params, value.reshape(-1, value.shape[-1]))
         return flat.reshape(value.shape[:-1]).expand(torch.broadcast_shapes(value.shape[:-1], self.batch_shape))
 
+    def entropy(self) -> Tensor:
+        """Entropy in nats."""
+        return self.family.entropy(self.params).expand(self.batch_shape)
+
     @property
     def mean(self) -> Tensor:
         """The location."""

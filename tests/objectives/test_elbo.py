@@ -8,7 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import ELBO, SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
@@ -103,7 +103,7 @@ def leaves(guide: Any) -> list[Tensor]:
     return [value.unconstrained() for _, value in sorted(pyro.get_param_store().items())]
 
 
-def gradient(elbo: Trace_ELBO, model: Callable[..., Any], guide: Any, *args: Any, seed: int) -> Tensor:
+def gradient(elbo: ELBO, model: Callable[..., Any], guide: Any, *args: Any, seed: int) -> Tensor:
     """Gradient of the loss with respect to all parameters of the guide, in one vector."""
     pyro.set_rng_seed(seed)
     for leaf in leaves(guide):
@@ -112,7 +112,7 @@ def gradient(elbo: Trace_ELBO, model: Callable[..., Any], guide: Any, *args: Any
     return torch.cat([(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad).flatten() for leaf in leaves(guide)])
 
 
-def gradients(elbo: Trace_ELBO, model: Callable[..., Any], guide: Any, *args: Any, num: int = 200) -> Tensor:
+def gradients(elbo: ELBO, model: Callable[..., Any], guide: Any, *args: Any, num: int = 200) -> Tensor:
     """Independent gradients, ``(num, P)``."""
     return torch.stack([gradient(elbo, model, guide, *args, seed=seed) for seed in range(num)])
 
@@ -327,7 +327,7 @@ def test_a_site_without_reparameterization_is_named() -> None:
     def guide() -> None:
         pyro.sample("count", dist.Poisson(pyro.param("rate", torch.tensor(2.0), constraint=constraints.positive)))
 
-    with pytest.raises(ModelError, match=r"guide site 'count' \(Poisson\) is not reparameterized.*TraceGraph_ELBO"):
+    with pytest.raises(ModelError, match=r"guide site 'count' \(Poisson\) is not reparameterized.*TraceEnum_ELBO"):
         vl.ELBO().loss_and_grads(discrete, guide)
     losses = []
     for elbo in (vl.ELBO(gradient="reparam"), Trace_ELBO()):  # Pyro's score-function gradient
@@ -336,16 +336,16 @@ def test_a_site_without_reparameterization_is_named() -> None:
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("kind", ["STL", "", None, "score"])
+@pytest.mark.parametrize("kind", ["STL", "", None, "dreg"])
 def test_an_unknown_gradient(kind: Any) -> None:
-    with pytest.raises(ArgumentError, match="gradient must be 'stl' or 'reparam'"):
+    with pytest.raises(ArgumentError, match="gradient must be 'stl', 'reparam' or 'score'"):
         vl.ELBO(gradient=kind)
 
 
 # What it leaves behind
 
 
-def test_requires_grad_is_put_back(guide: Any) -> None:
+def test_requires_grad_is_left_alone(guide: Any) -> None:
     vl.ELBO().loss_and_grads(model, guide, Y)
     assert all(leaf.requires_grad for leaf in leaves(guide))
 
@@ -359,20 +359,16 @@ def test_frozen_parameters_stay_frozen() -> None:
     assert guide.loc.grad is None
 
 
-def test_requires_grad_is_put_back_after_an_error() -> None:
-    class Failing(Handmade):
-        """Fails at its n-th run: the first draws, the second is the one with frozen parameters."""
+def test_the_guide_runs_once() -> None:
+    """Its dropout and the statistics of its batch norm are those of one run."""
 
+    class Counting(Handmade):
         runs = 0
 
         def forward(self, y: Tensor) -> None:
             self.runs += 1
             super().forward(y)
-            if self.runs == 2:
-                raise RuntimeError("out of cheese")
 
-    guide = Failing()
-    with pytest.raises(RuntimeError, match="out of cheese"):
-        vl.ELBO().loss_and_grads(model, guide, Y)
-    assert guide.runs == 2
-    assert all(leaf.requires_grad for leaf in leaves(guide))
+    guide = Counting()
+    vl.ELBO().loss_and_grads(model, guide, Y)
+    assert guide.runs == 1
