@@ -1,52 +1,58 @@
-r"""A Pyro optimizer that takes natural-gradient steps of the guides over a family.
-
-In whitened coordinates (:math:`z = \mu + \sigma\varepsilon`) the natural gradient costs no more than the gradient: with
-:math:`h = \sigma^\top \nabla_z (\log p - \log q)(z)`,
-
-.. math:: \delta = E[h], \qquad M = \mathrm{sym}\, E[h \varepsilon^\top],
-
-and :meth:`pyro_vi_lab.families.Family.step` moves along it inside a trust region in KL.
-
-References:
-    Amari 1998, "Natural gradient works efficiently in learning", Neural Computation 10. Khan & Rue 2023, "The Bayesian
-    learning rule", JMLR 24. Roeder, Wu & Duvenaud 2017, "Sticking the landing", NeurIPS (no variance where q = p).
-"""
+"""A Pyro optimizer that takes natural-gradient steps of guides."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import copy
+import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import pyro
 import torch
-from pyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal
+from pyro.optim.lr_scheduler import PyroLRScheduler
 from pyro.optim.optim import PyroOptim
 from torch import Tensor, nn
-from torch.distributions import constraints, transform_to
 
-from pyro_vi_lab.errors import ArgumentError
-from pyro_vi_lab.families import FAMILIES, Params
-from pyro_vi_lab.guides import GUIDES, FamilyGuide
+from pyro_vi_lab.errors import ArgumentError, LabWarning
+from pyro_vi_lab.natural_parts import Settings, handles, names, part_of
+
+SHRINKAGE, GROWTH = 0.25, 2.0
+"""Factors of the trust region after a step without a direction, and after one with (Nocedal & Wright 2006, 4.1)."""
+MANY_FAILURES = 10
+"""Steps in a row without a direction after which the user is told."""
 
 
 class NaturalGradient(PyroOptim):
-    r"""Natural-gradient optimizer for guides over a family; a drop-in for Pyro's optimizers.
+    r"""Natural-gradient optimizer of guides; a drop-in for Pyro's optimizers.
 
-    Takes the joint natural step in location and scale for the guides of :data:`pyro_vi_lab.guides.GUIDES` and Pyro's
-    ``AutoNormal``, ``AutoDiagonalNormal`` and
-    ``AutoMultivariateNormal``, also inside an ``AutoGuideList``; every other parameter goes to ``others``. The
-    gradients
-    that :class:`pyro.infer.SVI` leaves in the parameters are all it needs.
+    Takes one joint natural step, :math:`\phi \leftarrow \phi + \rho F(\phi)^{-1} \nabla_\phi \mathcal L`, in all
+    parameters of each guide that it knows: those of :data:`pyro_vi_lab.guides.GUIDES` and Pyro's ``AutoNormal``,
+    ``AutoDiagonalNormal`` and ``AutoMultivariateNormal``, also inside an ``AutoGuideList`` or another module. Every
+    other parameter goes to ``others``. The gradients that :class:`pyro.infer.SVI` leaves in the parameters are all it
+    needs.
+
+    A step whose gradient is not finite is not taken, and shrinks the trust region; after ten in a row there is a
+    warning that names the guide's parameters.
 
     Args:
         guide: The guide that is fitted.
         lr: Step size ρ in (0, 1]: 1 is exact for a Gaussian target without noise. Noise in the parameters falls with
-        it.
+            it. Or one of Pyro's learning-rate schedulers with any torch optimizer, whose learning rate is taken; call
+            :meth:`step` as you would call that of the scheduler.
         max_kl: Largest KL divergence between successive guides, in nats: the trust region. For a low-rank guide it is
             no more than 0.5.
+        momentum: Weight β in [0, 1) of the past in the exponential average of natural gradients.
+        damping: λ ≥ 0: the Fisher matrix F is taken as (1 + λ) F for guides over a family.
         others: Optimizer of all other parameters; ``pyro.optim.Adam({"lr": 0.01})`` by default.
+        clip_args: As of Pyro's optimizers: ``{"clip_norm": ...}`` and ``{"clip_value": ...}`` limit the gradient of
+            each parameter before the natural step. The trust region does this in the units of the posterior.
 
     Raises:
         ArgumentError: ``guide`` holds none of the guides above, or a number is out of range.
+
+    References:
+        Amari 1998, "Natural gradient works efficiently in learning", Neural Computation 10. Khan & Rue 2023, "The
+        Bayesian learning rule", JMLR 24.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -65,212 +71,151 @@ class NaturalGradient(PyroOptim):
     """
 
     def __init__(
-        self, guide: nn.Module, *, lr: float = 0.5, max_kl: float = 8.0, others: PyroOptim | None = None
+        self,
+        guide: nn.Module,
+        *,
+        lr: float | PyroLRScheduler = 0.5,
+        max_kl: float = 8.0,
+        momentum: float = 0.0,
+        damping: float = 0.0,
+        others: PyroOptim | None = None,
+        clip_args: Mapping[str, float] | None = None,
     ) -> None:
+        if isinstance(lr, PyroLRScheduler):
+            self._schedule: PyroLRScheduler | None = lr
+            self._scheduled = torch.zeros(1)
+            self._scheduled.grad = torch.zeros(1)
+            lr = _rate(_scheduler_of(lr, self._scheduled))
+        else:
+            self._schedule = None
         if not 0 < lr <= 1:
             raise ArgumentError(f"lr is a step size in (0, 1], got {lr!r}")
         if not max_kl > 0:
             raise ArgumentError(f"max_kl is a KL divergence in nats and must be positive, got {max_kl!r}")
+        if not 0 <= momentum < 1:
+            raise ArgumentError(f"momentum is a weight in [0, 1), got {momentum!r}")
+        if not 0 <= damping < float("inf"):
+            raise ArgumentError(f"damping must be a number of at least 0, got {damping!r}")
+        if unknown := set(clip_args or {}) - {"clip_norm", "clip_value"}:
+            raise ArgumentError(f"clip_args takes clip_norm and clip_value, got {sorted(unknown)}")
         parts: Iterable[nn.Module] = getattr(guide, "modules", tuple)()  # a plain function has none
-        if not any(type(part) in _READERS or _is_ours(part) for part in parts):
-            known = ", ".join(kind.__name__ for kind in (*GUIDES.values(), *_READERS))
-            raise ArgumentError(f"NaturalGradient cannot handle the guide {type(guide).__name__}; it knows {known}")
-        super().__init__(
-            torch.optim.SGD, {"lr": lr}
-        )  # for the base class's bookkeeping; no such optimizer is ever made
-        self.guide, self.lr, self.max_kl = guide, lr, max_kl
+        if not any(handles(part) for part in parts):
+            raise ArgumentError(
+                f"NaturalGradient cannot handle the guide {type(guide).__name__}; it knows {', '.join(names())}"
+            )
+        # for the base class's bookkeeping; no such optimizer is ever made
+        super().__init__(torch.optim.SGD, {"lr": lr})
+        self.guide, self.lr, self.max_kl, self.momentum, self.damping = guide, lr, max_kl, momentum, damping
         self.others = others if others is not None else PyroOptim(torch.optim.Adam, {"lr": 0.01})
+        self.clip_args = dict(clip_args or {})
+        self._states: dict[str, dict[str, Any]] = {}
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
-        """Take one step from the gradients in ``params`` (unconstrained leaf tensors), as SVI calls it."""
+        """Take one step from the gradients in ``params`` (unconstrained leaf tensors), as SVI calls it.
+
+        Raises:
+            ArgumentError: The parameters are those of another guide.
+        """
         remaining = {id(tensor): tensor for tensor in params}
-        for part in self.guide.modules():
-            blocks = _blocks(part)
-            if not blocks or not all(id(t) in remaining for block in blocks for t in block.tensors):
+        given, taken = list(remaining.values()), 0
+        for path, module in self.guide.named_modules():
+            part = part_of(module)
+            if part is None or not all(id(tensor) in remaining for tensor in part.tensors):
                 continue
-            self._step(blocks)
-            for block in blocks:
-                for tensor in block.tensors:
-                    remaining.pop(id(tensor))
+            taken += 1
+            for tensor in part.tensors:
+                remaining.pop(id(tensor))
+            state = self._states.setdefault(path, {"radius": self.max_kl, "failures": 0})
+            with torch.no_grad():
+                if self.clip_args:
+                    for tensor in part.tensors:
+                        self._clip_grad(tensor, **self.clip_args)
+                if not part.direction_is_finite():
+                    self._failed(path, module, state)
+                    continue
+                part.step(Settings(self.lr, min(state["radius"], self.max_kl), self.momentum, self.damping), state)
+            state["radius"], state["failures"] = min(state["radius"] * GROWTH, self.max_kl), 0
+        if given and not taken and not self._states:
+            raise ArgumentError(
+                f"NaturalGradient was made for a {type(self.guide).__name__} none of whose parameters is among those "
+                f"of this step: {', '.join(map(_name, given))}; give it the guide that SVI has"
+            )
+        if self._schedule is not None:
+            # a step of the optimizer that the scheduler watches, with a gradient of zero
+            _scheduler_of(self._schedule, self._scheduled).optimizer.step()
         if remaining:
             self.others(list(remaining.values()), *args, **kwargs)
 
-    def _step(self, blocks: list[_Block]) -> None:
-        with torch.no_grad():
-            family = blocks[0].family
-            parts = [block.read() for block in blocks]
-            # one trust region over all sites of a diagonal guide
-            params, grads = (
-                Params(*(torch.cat(values) if len(values) > 1 else values[0] for values in zip(*members, strict=True)))
-                for members in zip(*parts, strict=True)
+    def _failed(self, path: str, module: nn.Module, state: dict[str, Any]) -> None:
+        state["radius"] *= SHRINKAGE
+        state["failures"] += 1
+        if state["failures"] == MANY_FAILURES:
+            part = part_of(module)
+            tensors = part.tensors if part is not None else []
+            bad = [_name(t) for t in tensors if t.grad is None or not bool(torch.isfinite(t.grad).all())]
+            warnings.warn(
+                f"diverged: {MANY_FAILURES} steps in a row had a gradient of {type(module).__name__} that is not "
+                f"finite, in {', '.join(bad)}; check the supports and the data of the sites that depend on it",
+                LabWarning,
+                stacklevel=3,
             )
-            if not all(bool(torch.isfinite(grad).all()) for grad in grads):
-                return  # a step without a direction: stay, the next one draws other particles
-            tangent = family.tangent(params, *grads)
-            moved = family.step(params, tangent, lr=self.lr, max_kl=min(self.max_kl, family.safe_kl)).params
-            if len(blocks) == 1:
-                blocks[0].write(moved)
-                return
-            sizes = [len(old.loc) for old, _ in parts]
-            for block, loc, scale in zip(blocks, *(value.split(sizes) for value in moved), strict=True):
-                block.write(Params(loc, scale))
+
+    @property
+    def failures(self) -> int:
+        """Steps in a row, up to the present, that were not taken because a gradient was not finite."""
+        return max((state["failures"] for state in self._states.values()), default=0)
+
+    def step(self, *args: Any, **kwargs: Any) -> None:
+        """Step the learning-rate schedulers, that of ``lr`` and that of ``others``, where there are such.
+
+        Takes the same arguments as the torch scheduler.
+        """
+        if self._schedule is not None:
+            self._schedule.step(*args, **kwargs)
+            self.lr = _rate(_scheduler_of(self._schedule, self._scheduled))
+        if isinstance(self.others, PyroLRScheduler):
+            self.others.step(*args, **kwargs)
 
     def get_state(self) -> dict[str, Any]:
         """Everything that :meth:`set_state` needs to go on as if nothing had happened."""
-        return {"lr": self.lr, "max_kl": self.max_kl, "others": self.others.get_state()}
+        state = {
+            "lr": self.lr,
+            "max_kl": self.max_kl,
+            "momentum": self.momentum,
+            "damping": self.damping,
+            "parts": copy.deepcopy(self._states),
+            "others": self.others.get_state(),
+        }
+        if self._schedule is not None:
+            scheduler = _scheduler_of(self._schedule, self._scheduled)
+            state["schedule"] = {"scheduler": scheduler.state_dict(), "optimizer": scheduler.optimizer.state_dict()}
+        return state
 
     def set_state(self, state_dict: Mapping[str, Any]) -> None:
         """Restore what :meth:`get_state` gave."""
         self.lr, self.max_kl = state_dict["lr"], state_dict["max_kl"]
+        self.momentum, self.damping = state_dict["momentum"], state_dict["damping"]
+        self._states = copy.deepcopy(state_dict["parts"])
         self.others.set_state(state_dict["others"])
+        if self._schedule is not None and "schedule" in state_dict:
+            scheduler = _scheduler_of(self._schedule, self._scheduled)
+            scheduler.load_state_dict(state_dict["schedule"]["scheduler"])
+            scheduler.optimizer.load_state_dict(state_dict["schedule"]["optimizer"])
 
 
-class _Leaf:
-    """An unconstrained parameter, read and written as its constrained value."""
-
-    def __init__(self, module: nn.Module, name: str) -> None:
-        self.tensor = _leaf(module, name)
-        registered = getattr(module, "_pyro_params", {})
-        self.transform = transform_to(registered[name][0] if name in registered else constraints.real)
-        self.is_tril = self.transform.codomain is constraints.lower_cholesky
-
-    def value(self) -> Tensor:
-        """The constrained value."""
-        return self.transform(self.tensor)
-
-    def grad(self) -> Tensor:
-        """Gradient of minus the loss with respect to the constrained value."""
-        assert self.tensor.grad is not None
-        grad = -self.tensor.grad
-        if self.is_tril:  # strictly lower entries as they are, the diagonal by exp
-            diagonal = grad.diagonal(dim1=-2, dim2=-1) / self.value().diagonal(dim1=-2, dim2=-1)
-            return grad.tril(-1) + torch.diag_embed(diagonal)
-        return grad / self.derivative()
-
-    def derivative(self) -> Tensor:
-        """Derivative of an elementwise transform."""
-        return self.transform.log_abs_det_jacobian(self.tensor, self.value()).exp()
-
-    def write(self, value: Tensor) -> None:
-        """Set the constrained value."""
-        self.tensor.data.copy_(self.transform.inv(value))
+def _scheduler_of(schedule: PyroLRScheduler, tensor: Tensor) -> Any:
+    """The torch scheduler that a Pyro scheduler has for one tensor."""
+    if tensor not in schedule.optim_objs:
+        schedule.optim_objs[tensor] = schedule._get_optim(tensor)
+    return schedule.optim_objs[tensor]
 
 
-class _UnitTril(_Leaf):
-    """A unit lower triangular matrix, of whose leaf only the part below the diagonal matters."""
-
-    def grad(self) -> Tensor:
-        """Gradient of minus the loss."""
-        assert self.tensor.grad is not None
-        return -self.tensor.grad
-
-    def write(self, value: Tensor) -> None:
-        """Set the matrix."""
-        self.tensor.data.copy_(value)
+def _rate(scheduler: Any) -> float:
+    return float(scheduler.optimizer.param_groups[0]["lr"])
 
 
-class _Block:
-    """Location and scale among the parameters of a guide, read as a member of a family and written back."""
-
-    def __init__(self, guide: FamilyGuide) -> None:
-        self.family = guide.family
-        self.join: Callable[[Sequence[Tensor]], Tensor] = guide.join_scale
-        self.split: Callable[[Tensor], list[Tensor]] = guide.split_scale
-        self.loc = _Leaf(guide, "loc")
-        self.scales = [_Leaf(guide, name) for name in guide.scale_constraints]
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """All of its parameters."""
-        return [self.loc.tensor, *(leaf.tensor for leaf in self.scales)]
-
-    def read(self) -> tuple[Params, Params]:
-        """The present member, and the gradient of the ELBO there with respect to location and scale."""
-        if any(tensor.grad is None for tensor in self.tensors):
-            nothing = [torch.full_like(leaf.value(), torch.nan) for leaf in self.scales]
-            return self.member(), Params(torch.full_like(self.member().loc, torch.nan), self.join(nothing))
-        return self.member(), Params(self.loc.grad().reshape(-1), self.join([leaf.grad() for leaf in self.scales]))
-
-    def member(self) -> Params:
-        """The present member."""
-        return Params(self.loc.value().reshape(-1), self.join([leaf.value() for leaf in self.scales]))
-
-    def write(self, params: Params) -> None:
-        """Put a member of the family into the parameters."""
-        self.loc.write(params.loc.reshape(self.loc.tensor.shape))
-        for leaf, value in zip(self.scales, self.split(params.scale), strict=True):
-            leaf.write(value.reshape(leaf.tensor.shape))
-
-
-class _MeanFieldBlock(_Block):
-    """Location and scale of one of Pyro's diagonal guides, or of one site of it, of any shape."""
-
-    def __init__(self, locs: nn.Module, loc: str, scales: nn.Module, scale: str) -> None:
-        self.family = FAMILIES["mean_field"]
-        self.join = lambda values: values[0].reshape(-1)
-        self.split = lambda value: [value]
-        self.loc, self.scales = _Leaf(locs, loc), [_Leaf(scales, scale)]
-
-
-class _UnitTrilBlock(_Block):
-    """Those of an ``AutoMultivariateNormal``, whose L = diag(s)·T with T unit lower triangular."""
-
-    def __init__(self, guide: nn.Module) -> None:
-        self.family, self.join, self.split = FAMILIES["full_rank"], self._join, self._split
-        self.loc, self.scales = _Leaf(guide, "loc"), [_Leaf(guide, "scale"), _UnitTril(guide, "scale_tril")]
-
-    def member(self) -> Params:
-        """The present member."""
-        size, unit = self._size_and_unit()
-        return Params(self.loc.value(), size.unsqueeze(-1) * unit)
-
-    def _size_and_unit(self) -> tuple[Tensor, Tensor]:
-        size, unit = self.scales[0].value(), self.scales[1].tensor
-        return size, unit.tril(-1) + torch.eye(len(size), dtype=size.dtype, device=size.device)
-
-    def _join(self, grads: Sequence[Tensor]) -> Tensor:
-        """Gradient with respect to L: the chain rule inverted, row by row."""
-        size, unit = self._size_and_unit()
-        below = grads[1].tril(-1) / size.unsqueeze(-1)
-        return below + torch.diag_embed(grads[0] - (below * unit).sum(-1))
-
-    def _split(self, tril: Tensor) -> list[Tensor]:
-        size = tril.diagonal()
-        return [size, tril / size.unsqueeze(-1)]
-
-
-def _leaf(module: nn.Module, name: str) -> Tensor:
-    """The unconstrained leaf tensor of a (Pyro) parameter."""
-    values = dict(module.named_parameters(recurse=False))
-    return values[f"{name}_unconstrained"] if f"{name}_unconstrained" in values else values[name]
-
-
-def _is_ours(part: nn.Module) -> bool:
-    return isinstance(part, FamilyGuide)
-
-
-def _normal_blocks(part: Any) -> list[_Block]:
-    found: list[_Block] = []
-    for name, _ in part.prototype_trace.iter_stochastic_nodes() if part.prototype_trace else []:
-        module_path, _, leaf = name.rpartition(".")
-        locs, scales = part.locs, part.scales
-        for step in module_path.split(".") if module_path else ():
-            locs, scales = getattr(locs, step), getattr(scales, step)
-        found.append(_MeanFieldBlock(locs, leaf, scales, leaf))
-    return found
-
-
-_READERS: dict[type, Callable[[Any], list[_Block]]] = {
-    AutoNormal: _normal_blocks,
-    AutoDiagonalNormal: lambda part: [_MeanFieldBlock(part, "loc", part, "scale")],
-    AutoMultivariateNormal: lambda part: [_UnitTrilBlock(part)],
-}
-"""How to find the parameters in Pyro's guides."""
-
-
-def _blocks(part: nn.Module) -> list[_Block]:
-    if not (_is_ours(part) or type(part) in _READERS) or getattr(part, "prototype_trace", None) is None:
-        return []
-    if isinstance(part, FamilyGuide):
-        return [_Block(part)]
-    return _READERS[type(part)](part)
+def _name(tensor: Tensor) -> str:
+    """Name of a parameter in Pyro's param store."""
+    store = pyro.get_param_store()
+    known = {id(value): name for name, value in store._params.items()}
+    return repr(known.get(id(tensor), f"of shape {tuple(tensor.shape)}"))

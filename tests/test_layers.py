@@ -42,7 +42,8 @@ LAYERS = (
     ("density", "families/"),
     ("density_batch", "problem", "whitened"),
     ("objectives", "guides/", "models/"),
-    ("natural_gradient", "checks/"),
+    ("natural_parts/", "checks/"),
+    ("natural_gradient",),
     (
         "density_engine",
         "density_fit",

@@ -591,6 +591,7 @@ def test_part_of_a_list_whose_gradient_is_missing_waits() -> None:
     """A part that a run does not use keeps its parameters; the others move."""
     guide = started("MeanFieldNormal")
     optimizer = vl.NaturalGradient(guide)
+    SVI(model, guide, optimizer, vl.ELBO()).step(*data())
     before = read(guide)
     other = torch.nn.Parameter(torch.tensor(1.0))
     other.grad = torch.tensor(1.0)
@@ -598,6 +599,124 @@ def test_part_of_a_list_whose_gradient_is_missing_waits() -> None:
     optimizer([other])
     assert torch.equal(read(guide).loc, before.loc)
     assert other.item() == pytest.approx(0.99, rel=1e-6)
+
+
+def test_parameters_of_another_guide_are_named() -> None:
+    one, two = MeanFieldNormal(model), FullRankNormal(model)
+    svi = SVI(model, two, vl.NaturalGradient(one), vl.ELBO())
+    with pytest.raises(ArgumentError, match=r"made for a MeanFieldNormal none .*FullRankNormal\.loc.*scale_tril"):
+        svi.step(*data())
+
+
+# Momentum, damping, clipping, schedules, bad gradients
+
+
+def gaussian_model() -> None:
+    pyro.sample("x", dist.Normal(torch.tensor([1.0, -2.0]), torch.tensor([0.5, 2.0])).to_event(1))
+
+
+def moved(**settings: Any) -> tuple[Params, Params]:
+    """A member before and after one step with a given gradient."""
+    pyro.clear_param_store()
+    guide = FullRankNormal(gaussian_model, init_scale=1.0)
+    guide()
+    before = guide.params
+    optimizer = vl.NaturalGradient(guide, max_kl=math.inf, **settings)
+    for tensor in guide.parameters():
+        tensor.grad = torch.full_like(tensor, 0.1)
+    optimizer(list(guide.parameters()))
+    return before, guide.params
+
+
+def test_damping_is_a_shorter_step() -> None:
+    _, short = moved(lr=0.25)
+    _, damped = moved(lr=0.5, damping=1.0)
+    for one, other in zip(short, damped, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_first_step_with_momentum_is_that_without() -> None:
+    _, plain = moved(lr=0.5)
+    _, heavy = moved(lr=0.5, momentum=0.9)
+    for one, other in zip(plain, heavy, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_momentum_averages_natural_gradients() -> None:
+    """Near the optimum, where the metric hardly changes, noise of single draws is averaged out."""
+
+    def scatter(momentum: float) -> float:
+        pyro.clear_param_store()
+        pyro.set_rng_seed(1)
+        guide = MeanFieldNormal(gaussian_model, init_scale=1.0)
+        optimizer = vl.NaturalGradient(guide, lr=0.1, momentum=momentum)
+        svi = SVI(gaussian_model, guide, optimizer, Trace_ELBO(num_particles=4))
+        locs = []
+        for step in range(600):
+            svi.step()
+            if step >= 200:
+                locs.append(guide.params.loc / torch.tensor([0.5, 2.0]))
+        moves = torch.stack(locs).diff(dim=0)
+        return float(moves.square().mean())
+
+    assert scatter(0.9) < 0.25 * scatter(0.0)
+
+
+@pytest.mark.parametrize("clip_args", [{"clip_norm": 0.01}, {"clip_value": 0.001}])
+def test_clipped_gradients_move_less(clip_args: dict[str, float]) -> None:
+    before, free = moved(lr=0.5)
+    _, clipped = moved(lr=0.5, clip_args=clip_args)
+    assert (clipped.loc - before.loc).norm() < 0.1 * (free.loc - before.loc).norm()
+
+
+def test_learning_rate_schedulers_of_pyro() -> None:
+    settings = {"optimizer": torch.optim.SGD, "optim_args": {"lr": 0.8}, "gamma": 0.5}
+    others = pyro.optim.ExponentialLR({"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.1}, "gamma": 0.5})
+
+    def with_param() -> None:
+        pyro.param("offset", torch.tensor(1.0))
+        pyro.sample("x", dist.Normal(pyro.param("offset"), 1.0))
+
+    guide = MeanFieldNormal(with_param)
+    optimizer = vl.NaturalGradient(guide, lr=pyro.optim.ExponentialLR(dict(settings)), others=others)
+    svi = SVI(with_param, guide, optimizer, vl.ELBO())
+    rates = []
+    for _ in range(3):
+        rates.append(optimizer.lr)
+        svi.step()
+        optimizer.step()
+    assert rates == pytest.approx([0.8, 0.4, 0.2])
+    (adam,) = others.optim_objs.values()
+    assert adam.get_last_lr() == pytest.approx([0.0125])
+
+    restored = vl.NaturalGradient(guide, lr=pyro.optim.ExponentialLR(dict(settings)), others=pyro.optim.Adam({}))
+    restored.set_state({**optimizer.get_state(), "others": {}})
+    restored.step()
+    assert restored.lr == pytest.approx(0.05)
+
+
+def test_gradients_that_stay_infinite_are_reported_with_the_parameter() -> None:
+    guide = started("FullRankNormal")
+    optimizer = vl.NaturalGradient(guide)
+    before = read(guide)
+
+    def step(value: float) -> None:
+        for tensor in guide.parameters():
+            tensor.grad = torch.zeros_like(tensor)
+        guide.loc.grad[0] = value
+        optimizer(list(guide.parameters()))
+
+    for number in range(9):
+        step(math.inf)
+        assert optimizer.failures == number + 1
+    with pytest.warns(vl.LabWarning, match=r"10 steps in a row .* in 'FullRankNormal\.loc'; check the supports"):
+        step(math.nan)
+    assert torch.equal(read(guide).loc, before.loc)
+    # the trust region has shrunk by 4¹⁰, and opens again
+    step(1.0)
+    first = float(family_of(guide).kl(read(guide), before))
+    assert 0 < first <= 8 * 4.0**-10 * (1 + 1e-6)
+    assert optimizer.failures == 0
 
 
 # State
@@ -618,7 +737,8 @@ def advance(svi: SVI, num_steps: int) -> None:
 def test_an_interrupted_run_is_the_same_bit_for_bit(name: str, on_disk: bool, tmp_path: Path) -> None:
     def made() -> tuple[Any, vl.NaturalGradient, SVI]:
         guide = GUIDES[name](shifted)
-        optimizer = vl.NaturalGradient(guide, lr=0.4, max_kl=2.0, others=pyro.optim.Adam({"lr": 0.02}))
+        others = pyro.optim.Adam({"lr": 0.02})
+        optimizer = vl.NaturalGradient(guide, lr=0.4, max_kl=2.0, momentum=0.5, damping=0.1, others=others)
         return guide, optimizer, SVI(shifted, guide, optimizer, vl.ELBO(num_particles=4))
 
     pyro.set_rng_seed(7)
@@ -664,6 +784,21 @@ def test_max_kl_out_of_range(max_kl: float) -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"momentum": 1.0}, r"momentum is a weight in \[0, 1\), got 1.0"),
+        ({"momentum": -0.1}, "momentum"),
+        ({"damping": -1.0}, "damping must be a number of at least 0, got -1.0"),
+        ({"damping": math.inf}, "damping"),
+        ({"clip_args": {"norm": 1.0}}, r"clip_args takes clip_norm and clip_value, got \['norm'\]"),
+    ],
+)
+def test_settings_out_of_range(settings: dict[str, Any], match: str) -> None:
+    with pytest.raises(ArgumentError, match=match):
+        vl.NaturalGradient(FullRankNormal(model), **settings)
+
+
+@pytest.mark.parametrize(
     ("guide", "name"),
     [
         (AutoDelta(model), "AutoDelta"),
@@ -673,7 +808,7 @@ def test_max_kl_out_of_range(max_kl: float) -> None:
     ],
     ids=["AutoDelta", "AutoGuideList", "Linear", "function"],
 )
-def test_guide_without_a_family(guide: Any, name: str) -> None:
+def test_guide_that_takes_no_natural_step(guide: Any, name: str) -> None:
     with pytest.raises(
         ArgumentError, match=f"cannot handle the guide {name}; it knows MeanFieldNormal, FullRankNormal"
     ):
