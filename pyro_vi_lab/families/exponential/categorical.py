@@ -91,11 +91,6 @@ class Categorical(ExponentialFamily):
         """Categorical."""
         return Conditional("Categorical", self.standard(eta))
 
-    def moved(self, eta: Tensor, values: Values) -> Tensor:
-        """With logits that favor the value by one: a choice has no spread to keep."""
-        one_hot = torch.nn.functional.one_hot(values[0].long(), self.dim).to(eta.dtype)
-        return eta + one_hot[..., :-1] - one_hot[..., -1:]
-
 
 class Bernoulli(ExponentialFamily):
     r"""Zero or one: T = x, η = logit p."""
@@ -154,7 +149,3 @@ class Bernoulli(ExponentialFamily):
     def conditional(self, eta: Tensor, earlier: Values = ()) -> Conditional:
         """Bernoulli."""
         return Conditional("Bernoulli", self.standard(eta))
-
-    def moved(self, eta: Tensor, values: Values) -> Tensor:
-        """With a logit that favors the value by one: a choice has no spread to keep."""
-        return eta + (2 * values[0] - 1).to(eta.dtype).unsqueeze(-1)

@@ -91,8 +91,9 @@ class Dirichlet(ExponentialFamily):
         gap = (1 - first - rest) * (1 - first + rest) * (1 + first - rest) * (1 + first + rest)
         larger = (1 + first**2 - rest**2 + gap.clamp_min(0).sqrt()) / 2
         smaller = first**2 / larger
-        one = larger if signs[0] > 0 else smaller
-        others = rest**2 / (1 - smaller) if signs[0] > 0 else 1 - smaller
+        plus = signs > 0
+        one = torch.where(plus, larger, smaller)
+        others = torch.where(plus, rest**2 / (1 - smaller), 1 - smaller)
         return (torch.cat([one, others * geometric[..., 1:] / rest], -1),)
 
     def message(self, eta: Tensor, signs: Tensor, values: Values, grads: Values) -> Tensor:

@@ -13,10 +13,8 @@ from torch import Tensor
 Values = tuple[Tensor, ...]
 """A value of each variable of a family; a joint family has two."""
 
-BISECTIONS = 60
-"""Halvings of an interval in which a step size is sought: to the last digit of a double."""
 INSIDE = 0.9
-"""Largest part of the way to the boundary of the cone that a step goes."""
+"""Part of the way to the boundary of the cone that a step goes which would lead out of it."""
 
 
 class Conditional(NamedTuple):
@@ -100,9 +98,9 @@ class ExponentialFamily(ABC):
     def conditional(self, eta: Tensor, earlier: Values = ()) -> Conditional:
         """Distribution of the next variable given values of the earlier ones."""
 
-    @abstractmethod
     def moved(self, eta: Tensor, values: Values) -> Tensor:
-        """A member with the mean ``values`` and the spread or concentration of ``eta``."""
+        """A member with the mean ``values`` and the spread or concentration of ``eta``; the same one if discrete."""
+        return eta
 
     # --- what follows from it -----------------------------------------------------------------------------------------
 
@@ -163,8 +161,9 @@ class ExponentialFamily(ABC):
         return rates.amax(-1).clamp_min(0).reciprocal()
 
     def step_size(self, eta: Tensor, direction: Tensor, *, lr: float) -> Tensor:
-        """Step size of each member: ``lr``, or 0.9 of the way to the boundary of Ω where that is less, ``(*B)``."""
-        return (INSIDE * self.boundary(eta, direction)).clamp_max(lr)
+        """Step size of each member: ``lr``, or 0.9 of the way to the boundary of Ω where ``lr`` is beyond, ``(*B)``."""
+        inside = self.contains(eta + lr * direction)  # and so is all between, as Ω is convex
+        return torch.where(inside, lr, INSIDE * self.boundary(eta, direction).clamp_max(lr))
 
     def sample(self, eta: Tensor, shape: tuple[int, ...] = ()) -> Values:
         """Draws, reparameterized where ``torch.distributions`` has it, ``(*shape, *B, *event shape)`` each."""
@@ -185,10 +184,10 @@ class ExponentialFamily(ABC):
 
         Args:
             eta: Members of the family.
-            signs: Plus and minus ones, the same for all members.
+            signs: Plus and minus ones.
 
         Shape:
-            signs ``(num_signs,)``.
+            signs ``(*B or ones, num_signs)``.
         """
         raise NotImplementedError(f"{type(self).__name__} has no such points: its values are summed over")
 
@@ -202,7 +201,7 @@ class ExponentialFamily(ABC):
             grads: Gradients of f there; if f depends on others as well, with an average over these at each sign.
 
         Shape:
-            signs ``(R, num_signs)``, values and grads ``(R, *B, *event shape)``, result ``(*B, P)``.
+            signs ``(R, *B or ones, num_signs)``, values and grads ``(R, *B, *event shape)``, result ``(*B, P)``.
         """
         raise NotImplementedError(f"{type(self).__name__} has no such points: its values are summed over")
 
@@ -243,9 +242,17 @@ def bartlett(df: Tensor, scale_tril: Tensor) -> Tensor:
 
 
 def by_sign(signs: Tensor, values: Values) -> tuple[Values, Values]:
-    """Averages over the runs with a plus, and over those with a minus; signs ``(R, 1)``, values ``(R, ...)``."""
-    plus = signs[:, 0] > 0
-    return tuple(value[plus].mean(0) for value in values), tuple(value[~plus].mean(0) for value in values)
+    """Averages over the runs with a plus, and over those with a minus.
+
+    Shape:
+        signs ``(R, *B or ones, 1)``, values ``(R, *B, *event shape)``, each result ``(*B, *event shape)``.
+    """
+    plus, minus = [], []
+    for value in values:
+        mask = (signs[..., 0] > 0).reshape(*signs.shape[:-1], *([1] * (value.dim() - signs.dim() + 1)))
+        plus.append(torch.where(mask, value, 0).sum(0) / mask.sum(0))
+        minus.append(torch.where(mask, 0, value).sum(0) / (~mask).sum(0))
+    return tuple(plus), tuple(minus)
 
 
 def line(first: Tensor, second: Tensor, at_first: Tensor, at_second: Tensor) -> tuple[Tensor, Tensor]:

@@ -73,7 +73,7 @@ class Gamma(ExponentialFamily):
     def point(self, eta: Tensor, signs: Tensor) -> Values:
         """Two numbers with arithmetic mean E[x] and geometric mean exp E[log x]."""
         shape, rate = eta[..., 0] + 1, -eta[..., 1]
-        return (shape / rate * relative_size(torch.digamma(shape) - shape.log(), signs[0]),)
+        return (shape / rate * relative_size(torch.digamma(shape) - shape.log(), signs[..., 0]),)
 
     def message(self, eta: Tensor, signs: Tensor, values: Values, grads: Values) -> Tensor:
         """In log x the gradient is η₁ + η₂ x: a line."""
@@ -90,7 +90,8 @@ def line_in_precision(signs: Tensor, x: Tensor, grad: Tensor) -> tuple[Tensor, T
 def relative_size(gap: Tensor, sign: Tensor) -> Tensor:
     r"""One of :math:`1 \pm s`, two numbers whose logarithms have the average ``gap``."""
     larger = 1 + (-torch.expm1(2 * gap)).sqrt()
-    return larger if sign > 0 else (2 * gap).exp().clamp_min(torch.finfo(gap.dtype).tiny) / larger
+    smaller = (2 * gap).exp().clamp_min(torch.finfo(gap.dtype).tiny) / larger
+    return torch.where(sign > 0, larger, smaller)
 
 
 def shape_of_gap(gap: Tensor, *, dim: int = 1, start: Tensor | None = None) -> Tensor:

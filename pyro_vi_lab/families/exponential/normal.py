@@ -101,7 +101,7 @@ class Normal(ExponentialFamily):
     def point(self, eta: Tensor, signs: Tensor) -> Values:
         """μ ± s."""
         standard = self.standard(eta)
-        return (standard["loc"] + signs[0] * standard["scale"],)
+        return (standard["loc"] + signs[..., 0] * standard["scale"],)
 
     def message(self, eta: Tensor, signs: Tensor, values: Values, grads: Values) -> Tensor:
         """The gradient is η₁ + 2 η₂ x: a line."""
@@ -215,14 +215,14 @@ class MultivariateNormal(ExponentialFamily):
     def point(self, eta: Tensor, signs: Tensor) -> Values:
         """μ + L times the signs, where Σ = L Lᵀ."""
         loc, tril = self._loc_tril(eta)
-        return (loc + tril @ signs,)
+        return (loc + (tril @ signs.unsqueeze(-1)).squeeze(-1),)
 
     def message(self, eta: Tensor, signs: Tensor, values: Values, grads: Values) -> Tensor:
         """The gradient is h - P x, so E[grad] = h - P μ and E[grad signsᵀ] = -P L."""
         loc, tril = self._loc_tril(eta)
         (grad,) = grads
         mean = grad.mean(0)
-        moment = torch.einsum("r...d,re->...de", grad, signs) / len(signs)
+        moment = (grad.unsqueeze(-1) * signs.unsqueeze(-2)).mean(0)
         slope = torch.linalg.solve_triangular(tril, moment, upper=False, left=False)
         precision = -symmetric(slope)
         return self.join(mean + (precision @ loc.unsqueeze(-1)).squeeze(-1), precision)

@@ -125,10 +125,10 @@ class NormalGamma(ExponentialFamily):
         """τ as for a gamma distribution; μ off m by amounts that are inversely proportional to τ."""
         shape, rate, loc, relative = self._split(eta)
         gap = torch.digamma(shape) - shape.log()
-        precision = shape / rate * relative_size(gap, signs[0])
+        precision = shape / rate * relative_size(gap, signs[..., 0])
         # Σ τ d = 0 and the average of τ d² is 1 / κ: d is inversely proportional to τ, up to the sign
         width = gap.exp() * (shape / rate / relative).sqrt()
-        return precision, loc + signs[0] * width / precision
+        return precision, loc + signs[..., 0] * width / precision
 
     def message(self, eta: Tensor, signs: Tensor, values: Values, grads: Values) -> Tensor:
         """In μ the gradient is τ (η₃ + 2 η₄ μ), in log τ η₁ + τ (η₂ + η₃ μ + η₄ μ²)."""

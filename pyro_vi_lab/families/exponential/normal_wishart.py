@@ -157,12 +157,12 @@ class NormalWishart(ExponentialFamily):
         df, inverse_scale = self._precision.split(precision)
         tril = factor_of_inverse(inverse_scale)
         gap = self._precision.gap(df)
-        factor = relative_size(gap, signs[0])
+        factor = relative_size(gap, signs[..., 0])
         matrix = (df * factor)[..., None, None] * (tril @ tril.mT)
         # Σ Λd = 0 and the average of dᵀΛd is D / κ, along L⁻ᵀ(1, ..., 1) / √D
         ones = torch.ones_like(loc).unsqueeze(-1)
         direction = torch.linalg.solve_triangular(tril.mT, ones, upper=True).squeeze(-1)
-        width = signs[0] * gap.exp() * (relative * df).rsqrt() / factor
+        width = signs[..., 0] * gap.exp() * (relative * df).rsqrt() / factor
         return matrix, loc + width.unsqueeze(-1) * direction
 
     def message(self, eta: Tensor, signs: Tensor, values: Values, grads: Values) -> Tensor:

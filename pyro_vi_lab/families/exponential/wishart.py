@@ -117,7 +117,7 @@ class Wishart(ExponentialFamily):
         """E[Λ] times two numbers."""
         df, inverse_scale = self.split(eta)
         tril = factor_of_inverse(inverse_scale)
-        size = df * relative_size(self.gap(df), signs[0])
+        size = df * relative_size(self.gap(df), signs[..., 0])
         return (size[..., None, None] * (tril @ tril.mT),)
 
     def gap(self, df: Tensor) -> Tensor:

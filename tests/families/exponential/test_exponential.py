@@ -200,24 +200,21 @@ def test_the_boundary_is_where_the_cone_ends(family: ExponentialFamily) -> None:
     assert (outside == torch.isfinite(away)).all()
 
 
-@each
+@each_continuous
 def test_a_moved_member_has_the_mean_that_was_asked_for(family: ExponentialFamily) -> None:
     eta = members(family, size=0.2, center=1.5)  # far from those without a mean or a variance
     target = family.sample(members(family, seed=3, size=0.2))
     moved = family.moved(eta, target)
     assert family.contains(moved).all()
-    if not family.is_discrete:
-        average = [value.mean(0) for value in family.sample(moved, (4000,))]
-        spread = [value.std(0) for value in family.sample(moved, (4000,))]
-        for got, expected, deviation in zip(average, target, spread, strict=True):
-            assert ((got - expected).abs() <= 6 * deviation / math.sqrt(4000) + 1e-9).all()
+    for draws, expected in zip(family.sample(moved, (4000,)), target, strict=True):
+        assert ((draws.mean(0) - expected).abs() <= 6 * draws.std(0) / math.sqrt(4000) + 1e-9).all()
 
 
 # Points with exact expectations
 
 
 def all_points(family: ExponentialFamily, eta: Tensor) -> tuple[Tensor, Values]:
-    signs = sign_design(family.num_signs, 3)
+    signs = sign_design(family.num_signs, 3).reshape(-1, 1, 1, family.num_signs)
     points = [family.point(eta, row) for row in signs]
     return signs, tuple(torch.stack(values) for values in zip(*points, strict=True))
 
@@ -247,7 +244,7 @@ def test_points_of_sharp_members() -> None:
         (Dirichlet(3), {"concentration": torch.tensor([1e6, 2e6, 5.0])}),
         (Beta(), {"concentration1": torch.tensor(1e5), "concentration0": torch.tensor(1e4)}),
     ):
-        eta = family.from_standard(parameters)
+        eta = family.from_standard(parameters).expand(1, 1, -1)
         _, values = all_points(family, eta)
         torch.testing.assert_close(family.statistics(values).mean(0), family.mean(eta), rtol=1e-12, atol=1e-13)
 
@@ -310,3 +307,22 @@ def test_shapes_of_event_dimensions() -> None:
     for family in (make() for make in FAMILIES.values()):
         for value, dims in zip(family.sample(members(family), (7,)), family.event_dims, strict=True):
             assert value.shape[: value.dim() - dims] == (7, *BATCH)
+
+
+@each_continuous
+def test_signs_may_differ_from_member_to_member(family: ExponentialFamily) -> None:
+    eta = members(family)
+    signs = torch.ones(*BATCH, family.num_signs)
+    signs[0, 1] = -1
+    mixed, plus, minus = (family.point(eta, s) for s in (signs, signs[:1, :1], signs[:1, 1:2]))
+    for got, one, other in zip(mixed, plus, minus, strict=True):
+        torch.testing.assert_close(got[0, 0], one[0, 0])
+        torch.testing.assert_close(got[0, 1], other[0, 1])
+
+
+@each
+def test_a_full_step_that_ends_inside_is_taken_in_full(family: ExponentialFamily) -> None:
+    """However near the boundary."""
+    eta, other = members(family, size=0.5, center=2.0), members(family, seed=1, size=0.5, center=-2.0)
+    assert (family.step_size(eta, other - eta, lr=1.0) == 1).all()
+    assert (family.step_size(eta, other - eta, lr=0.3) == 0.3).all()
