@@ -1,6 +1,7 @@
 """Guides: families as Pyro autoguides, usable in plain ``pyro.infer.SVI``."""
 
 from pyro_vi_lab.guides.block import BlockNormal
+from pyro_vi_lab.guides.conjugate import Conjugate, init_to_prior
 from pyro_vi_lab.guides.family_guide import FamilyGuide
 from pyro_vi_lab.guides.full_rank import FullRankNormal, FullRankStudentT
 from pyro_vi_lab.guides.initialization import init_to_origin
@@ -21,6 +22,7 @@ GUIDES: dict[str, type[FamilyGuide]] = {
 __all__ = [
     "GUIDES",
     "BlockNormal",
+    "Conjugate",
     "FamilyGuide",
     "FullRankNormal",
     "FullRankStudentT",
@@ -29,4 +31,5 @@ __all__ = [
     "MeanFieldNormal",
     "MeanFieldStudentT",
     "init_to_origin",
+    "init_to_prior",
 ]

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from pyro_vi_lab.guides import GUIDES, FamilyGuide
+from pyro_vi_lab.guides import GUIDES, Conjugate, FamilyGuide
+from pyro_vi_lab.natural_parts.conjugate_part import ConjugatePart
 from pyro_vi_lab.natural_parts.family_part import PYRO_GUIDES, FamilyPart
 from pyro_vi_lab.natural_parts.member import GuideMember
 from pyro_vi_lab.natural_parts.part import NaturalPart, Settings
@@ -21,7 +22,11 @@ def _of_pyro(guide: Any) -> NaturalPart:
     return FamilyPart(PYRO_GUIDES[type(guide)](guide))
 
 
-PARTS: dict[type, Callable[[Any], NaturalPart]] = {FamilyGuide: _over_family, **dict.fromkeys(PYRO_GUIDES, _of_pyro)}
+PARTS: dict[type, Callable[[Any], NaturalPart]] = {
+    FamilyGuide: _over_family,
+    Conjugate: ConjugatePart,
+    **dict.fromkeys(PYRO_GUIDES, _of_pyro),
+}
 """How to make the part of each kind of guide; ours take their subclasses in, Pyro's do not."""
 
 
@@ -40,7 +45,7 @@ def part_of(guide: nn.Module) -> NaturalPart | None:
 
 def names() -> list[str]:
     """Names of all guides that take natural steps."""
-    return [kind.__name__ for kind in (*GUIDES.values(), *PYRO_GUIDES)]
+    return [kind.__name__ for kind in (*GUIDES.values(), Conjugate, *PYRO_GUIDES)]
 
 
 def _maker(guide: nn.Module) -> Callable[[Any], NaturalPart] | None:
