@@ -45,7 +45,8 @@ def part_of(guide: nn.Module) -> NaturalPart | None:
 
 def names() -> list[str]:
     """Names of all guides that take natural steps."""
-    return [kind.__name__ for kind in (*GUIDES.values(), Conjugate, *PYRO_GUIDES)]
+    kinds: tuple[type, ...] = (*GUIDES.values(), Conjugate, *PYRO_GUIDES)
+    return [kind.__name__ for kind in kinds]
 
 
 def _maker(guide: nn.Module) -> Callable[[Any], NaturalPart] | None:

@@ -87,6 +87,10 @@ class Categorical(ExponentialFamily):
         logits = parameters["logits"]
         return logits[..., :-1] - logits[..., -1:]
 
+    def from_scores(self, scores: Tensor) -> Tensor:
+        """From a log density, up to a constant, at each value, ``(*B, K)``."""
+        return scores[..., :-1] - scores[..., -1:]
+
     def conditional(self, eta: Tensor, earlier: Values = ()) -> Conditional:
         """Categorical."""
         return Conditional("Categorical", self.standard(eta))
@@ -145,6 +149,10 @@ class Bernoulli(ExponentialFamily):
     def from_standard(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """From the logit."""
         return parameters["logits"].unsqueeze(-1)
+
+    def from_scores(self, scores: Tensor) -> Tensor:
+        """From a log density, up to a constant, at zero and at one, ``(*B, 2)``."""
+        return scores[..., 1:] - scores[..., :1]
 
     def conditional(self, eta: Tensor, earlier: Values = ()) -> Conditional:
         """Bernoulli."""

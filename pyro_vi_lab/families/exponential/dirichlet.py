@@ -22,6 +22,7 @@ class Dirichlet(ExponentialFamily):
     """
 
     event_dims: ClassVar = (1,)
+    log_concentrations: ClassVar = slice(None)
     parameter_dims: ClassVar = {"concentration": 1}
 
     def __init__(self, dim: int) -> None:
@@ -112,6 +113,7 @@ class Beta(ExponentialFamily):
     r"""Beta(a, b): :math:`T = (\log x, \log(1 - x))`, :math:`\eta = (a - 1, b - 1)`."""
 
     num_parameters = 2
+    log_concentrations: ClassVar = slice(None)
     parameter_dims: ClassVar = {"concentration1": 0, "concentration0": 0}
     _pair = Dirichlet(2)
 

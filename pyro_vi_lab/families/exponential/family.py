@@ -48,6 +48,9 @@ class ExponentialFamily(ABC):
     parameter_dims: ClassVar[Mapping[str, int]]
     """Names of the standard parameters, and how many dimensions each has beyond those of the batch."""
     is_discrete: ClassVar[bool] = False
+    log_concentrations: ClassVar[slice] = slice(0)
+    """Which entries of :meth:`unconstrain` are logs of concentrations: those below zero have draws near the edge of
+    the support."""
     num_signs: int = 1
     """Number of signs that tell the points of :meth:`point` apart."""
 
@@ -172,6 +175,12 @@ class ExponentialFamily(ABC):
         for _ in self.event_dims:
             values = (*values, draw(self.conditional(eta, values)))
         return values
+
+    def tamed(self, eta: Tensor) -> Tensor:
+        """A member whose draws stay away from the edge of the support: no concentration is below one."""
+        u = self.unconstrain(eta)
+        u[..., self.log_concentrations] = u[..., self.log_concentrations].clamp_min(0)
+        return self.constrain(u)
 
     # --- exact expectations -------------------------------------------------------------------------------------------
 

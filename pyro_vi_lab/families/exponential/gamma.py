@@ -18,6 +18,7 @@ class Gamma(ExponentialFamily):
     r"""Gamma(a, b): :math:`T = (\log x, x)`, :math:`\eta = (a - 1, -b)`; b is a rate."""
 
     num_parameters = 2
+    log_concentrations: ClassVar = slice(1)
     parameter_dims: ClassVar = {"concentration": 0, "rate": 0}
 
     def statistics(self, values: Values) -> Tensor:

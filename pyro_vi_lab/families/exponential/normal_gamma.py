@@ -27,6 +27,7 @@ class NormalGamma(ExponentialFamily):
     """
 
     num_parameters = 4
+    log_concentrations: ClassVar = slice(1)
     event_dims: ClassVar = (0, 0)
     parameter_dims: ClassVar = {"concentration": 0, "rate": 0, "loc": 0, "relative_precision": 0}
     _precision = Gamma()

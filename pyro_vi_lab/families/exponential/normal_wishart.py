@@ -41,6 +41,7 @@ class NormalWishart(ExponentialFamily):
     """
 
     event_dims: ClassVar = (2, 1)
+    log_concentrations: ClassVar = slice(1)
     parameter_dims: ClassVar = {"df": 0, "scale_tril": 2, "loc": 1, "relative_precision": 0}
 
     def __init__(self, dim: int) -> None:

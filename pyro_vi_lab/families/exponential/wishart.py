@@ -37,6 +37,7 @@ class Wishart(ExponentialFamily):
     """
 
     event_dims: ClassVar = (2,)
+    log_concentrations: ClassVar = slice(1)
     parameter_dims: ClassVar = {"df": 0, "scale_tril": 2}
 
     def __init__(self, dim: int) -> None:
