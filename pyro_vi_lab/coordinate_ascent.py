@@ -23,15 +23,21 @@ import torch
 from torch import Tensor
 
 from pyro_vi_lab.errors import ArgumentError, FitError, ModelError
-from pyro_vi_lab.expected_log_joint import MAX_RUNS, LogJoint, Members
+from pyro_vi_lab.expected_log_joint import LogJoint, Members
 from pyro_vi_lab.families.exponential import Values, sign_design
 from pyro_vi_lab.guides import Conjugate
 from pyro_vi_lab.isolation import model_run, seeded
 from pyro_vi_lab.problem import Problem
 from pyro_vi_lab.user_errors import user_errors
 
-START_STRENGTH = 3
-"""Sites whose signs occur together in all combinations, at first: a mean, a precision and a coefficient interact."""
+START_STRENGTH = 2
+"""Signs that occur together in all combinations, at first."""
+MAX_RUNS = 4096
+"""Most runs of the model for one expectation."""
+MAX_SINGLE_FLIPS = 8
+"""Columns of signs up to which each is turned around on its own to see whether a table is good enough."""
+NUM_FLIPS = 8
+"""Random sets of columns that are turned around where there are more."""
 CHECK_DRAWS = 3
 """Draws of each site at which the gradient has to be what its message says."""
 CHECK_MEMBERS = 4
@@ -104,8 +110,8 @@ def coordinate_ascent(
     model, args, kwargs = problem.model, problem.args, problem.kwargs
     with user_errors(problem.name, args, kwargs), model_run(seed=0, dtype=problem.dtype, validate=False):
         set_up(guide, *args, **kwargs)
-        joint = checked(LogJoint(guide, model, args, kwargs))
-        design = sufficient_design(joint)
+        joint = LogJoint(guide, model, args, kwargs)
+        design = planned(joint).design(joint)
         history, best, since = [elbo(joint, design)], math.inf, 0
         converged = False
         for _ in range(max_sweeps):
@@ -115,7 +121,8 @@ def coordinate_ascent(
             if step <= tolerance or (since >= STALLED_SWEEPS and best <= STALLED_STEP):
                 converged = True
                 break
-        sufficient_design(joint, design)  # what was alike at the start need not be alike at the end
+        if not averages_agree(joint, design):  # what was alike at the start need not be alike at the end
+            raise FitError("the sites depend on each other in other ways than at the start; run it again from here")
         write(guide, joint)
     return Ascent(torch.stack(history), converged)
 
@@ -150,15 +157,9 @@ def natural_sweep(guide: Conjugate, *args: Any, lr: float = 1.0, check: bool = F
         raise ArgumentError(f"lr is a step size in (0, 1], got {lr!r}")
     set_up(guide, *args, **kwargs)
     joint = LogJoint(guide, guide.model, args, kwargs)
-    known = guide.__dict__.get("_split_factors")
-    if check or known is None:
-        checked(joint)
-        guide.__dict__["_split_factors"] = [name for name, members in joint.members.items() if members.is_split]
-        guide.__dict__["_strength"] = None
-    else:
-        for name in known:
-            joint.members[name].is_split = True
-    design = sufficient_design(joint)
+    if check or not isinstance(guide.plan, Plan):
+        guide.plan = planned(joint)
+    design = guide.plan.design(joint)
     before = elbo(joint, design)
     local = [name for name, is_local in joint.is_local.items() if is_local]
     sweep(joint, design, lr=1.0, names=local)
@@ -226,12 +227,31 @@ def sweep(joint: LogJoint, design: Tensor, *, lr: float, names: list[str] | None
 # --- is it conjugate? -------------------------------------------------------------------------------------------------
 
 
-def checked(joint: LogJoint) -> LogJoint:
-    """Find out whether each site is conditionally conjugate, and whether its members depend on each other.
+class Plan(NamedTuple):
+    """How to take expectations of a model.
+
+    Args:
+        split: Factors whose members depend on each other.
+        strength: Signs that have to occur in all combinations.
+    """
+
+    split: frozenset[str]
+    strength: int
+
+    def design(self, joint: LogJoint) -> Tensor:
+        """The table of signs."""
+        for name in self.split:
+            joint.members[name].is_split = True
+        return joint.design(self.strength)
+
+
+def planned(joint: LogJoint) -> Plan:
+    """Find out whether each site is conditionally conjugate, and which sites depend on each other.
 
     Raises:
-        ModelError: A site is not.
+        ModelError: A site is not, or too many depend on each other at a time.
     """
+    split = set()
     with seeded(0):
         base = {
             site: value.detach()
@@ -249,8 +269,19 @@ def checked(joint: LogJoint) -> LogJoint:
                     f"site {name!r} is not conditionally conjugate: given the others, log p is not linear in the "
                     f"sufficient statistics of the {_kind(members)} family; fit the guide by SVI with NaturalGradient"
                 )
-            members.is_split = True
-    return joint
+            split.add(name)
+    strength = START_STRENGTH
+    while True:
+        plan = Plan(frozenset(split), strength)
+        design = plan.design(joint)
+        if len(design) > MAX_RUNS:
+            raise ModelError(
+                f"the expectation of log p needs all combinations of more than {strength - 1} of {joint.num_columns} "
+                "signs: too many sites depend on each other at a time; fit the guide by SVI with NaturalGradient"
+            )
+        if averages_agree(joint, design):
+            return plan
+        strength += 1
 
 
 def draw(members: Members) -> Values:
@@ -285,7 +316,7 @@ def _is_linear(joint: LogJoint, name: str, base: Mapping[str, Tensor], member: i
         return tuple(x.detach() for x in mixed), filled
 
     tame = family.tamed(members.eta)
-    design = sign_design(family.num_signs, START_STRENGTH).to(tame)
+    design = sign_design(family.num_signs, 2).to(tame)
     signs = design.reshape(len(design), *([1] * len(batch)), family.num_signs)
     runs = [at(family.point(tame, row)) for row in signs]
     points, grads = (tuple(torch.stack(parts) for parts in zip(*(run[k] for run in runs), strict=True)) for k in (0, 1))
@@ -306,41 +337,21 @@ def _is_linear(joint: LogJoint, name: str, base: Mapping[str, Tensor], member: i
     return True
 
 
-def sufficient_design(joint: LogJoint, design: Tensor | None = None) -> Tensor:
-    """A table of signs over which averages are expectations.
+def averages_agree(joint: LogJoint, table: Tensor) -> bool:
+    """Whether a table of signs has the same average with other signs in some columns.
 
-    It is sufficient if the same table with other signs in some columns gives the same average: what the averages of
-    too weak a table have in excess changes its sign with them.
-
-    Args:
-        joint: The log joint density.
-        design: A table to check; others are tried from small to large by default.
-
-    Raises:
-        ModelError: More sites depend on each other at a time than there is room for.
+    What the averages over too weak a table have in excess changes its sign with them.
     """
-    columns = sum(members.num_columns for members in joint.members.values())
-    strength = START_STRENGTH
-    while True:
-        table = joint.design(strength) if design is None else design
-        if len(table) >= 2**columns or _averages_agree(joint, table):
-            return table
-        strength += 1
-        if design is not None or len(joint.design(strength)) > MAX_RUNS:
-            raise ModelError(
-                f"the expectation of log p needs all combinations of more than {strength - 1} of {columns} signs: too "
-                "many sites depend on each other; fit the guide by SVI with NaturalGradient"
-            )
-
-
-def _averages_agree(joint: LogJoint, table: Tensor) -> bool:
-    generator = torch.Generator().manual_seed(0)
-    values = [joint.expectation(table)]
-    for _ in range(2):
-        flips = 2.0 * torch.randint(2, (table.shape[1],), generator=generator) - 1
-        values.append(joint.expectation(table * flips))
-    eps = torch.finfo(values[0].dtype).eps
-    return all(bool((value - values[0]).abs() <= math.sqrt(eps) * values[0].abs().clamp_min(1)) for value in values[1:])
+    number = table.shape[1]
+    if len(table) >= 2**number:
+        return True
+    if number <= MAX_SINGLE_FLIPS:
+        flips = 1 - 2 * torch.eye(number)
+    else:
+        flips = 2.0 * torch.randint(2, (NUM_FLIPS, number), generator=torch.Generator().manual_seed(0)) - 1
+    value = joint.expectation(table)
+    tolerance = math.sqrt(torch.finfo(value.dtype).eps) * value.abs().clamp_min(1)
+    return all(bool((joint.expectation(table * flip) - value).abs() <= tolerance) for flip in flips)
 
 
 def _like(mask: Tensor, value: Tensor) -> Tensor:

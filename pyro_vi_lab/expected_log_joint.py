@@ -8,7 +8,7 @@ expectation. Discrete sites are summed over, each along a dimension of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from copy import copy
 from dataclasses import dataclass
@@ -25,10 +25,6 @@ from pyro_vi_lab.families.exponential import ExponentialFamily, Values, sign_des
 from pyro_vi_lab.guides import Conjugate
 from pyro_vi_lab.rows import SameRows, active_rows
 
-FULL_COLUMNS = 6
-"""Signs up to which all combinations are taken."""
-MAX_RUNS = 4096
-"""Most runs of the model for one expectation."""
 MIN_LOG = -1e30
 """What an impossible combination of discrete values counts, so that zero times it is zero."""
 
@@ -91,31 +87,34 @@ class LogJoint:
         self.is_local = {
             name: any(frame.name in self.index for frame in factor.frames) for name, factor in guide.factors.items()
         }
-        self._nesting = 0
+        self._nesting, self._rows = 0, dict[str, Tensor]()
         for name, factor in guide.factors.items():
             if factor.family.is_discrete and factor.event_dims[0]:
                 raise ModelError(
                     f"the discrete site {name!r} has event dimensions, over all combinations of which would have to be "
                     "summed; put its elements in a plate instead"
                 )
-        self._nesting = max((-f.dim for f in self._frames()), default=0)
+        self._look()
 
-    def _frames(self) -> Iterator[Any]:
+    def _look(self) -> None:
+        """Read the plates of the model, and keep the rows that they have drawn."""
         values = {
             site: value
             for members in self.members.values()
             for site, value in zip(members.sites, members.family.sample(members.eta), strict=True)
         }
-        for node in self._trace(values).nodes.values():
-            if node["type"] == "sample":
-                yield from (frame for frame in node["cond_indep_stack"] if frame.vectorized)
+        nodes = [node for node in self._trace(values).nodes.values() if node["type"] == "sample"]
+        frames = [frame for node in nodes for frame in node["cond_indep_stack"] if frame.vectorized]
+        self._nesting = max((-frame.dim for frame in frames), default=0)
+        drawn = {node["name"]: node["value"] for node in nodes if isinstance(node["fn"], _Subsample)}
+        self._rows = {name: index for name, index in drawn.items() if name not in self.index}
 
     def _trace(self, values: Mapping[str, Tensor]) -> Any:
         rows = active_rows()  # which the block hides
         with ExitStack() as stack:
             stack.enter_context(poutine.block())
             tracer = stack.enter_context(poutine.trace())
-            stack.enter_context(copy(rows) if rows else SameRows(self.index))
+            stack.enter_context(copy(rows) if rows else SameRows({**self._rows, **self.index}))
             stack.enter_context(_Values(values))
             self.model(*self.args, **self.kwargs)
             tracer.trace.compute_log_prob()
@@ -164,10 +163,12 @@ class LogJoint:
 
     def design(self, strength: int) -> Tensor:
         """Signs of every run, for the columns of all factors one after another."""
-        number = sum(members.num_columns for members in self.members.values())
-        if number == 0:
-            return torch.ones(1, 0)
-        return sign_design(number, number if number <= FULL_COLUMNS else strength)
+        return sign_design(self.num_columns, strength) if self.num_columns else torch.ones(1, 0)
+
+    @property
+    def num_columns(self) -> int:
+        """Signs that tell all points apart."""
+        return sum(members.num_columns for members in self.members.values())
 
     def expectation(self, design: Tensor) -> Tensor:
         """E[log p], as the average over the runs of a design."""

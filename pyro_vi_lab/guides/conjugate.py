@@ -137,6 +137,8 @@ class Conjugate(AutoGuide):
         self._joint = None if joint is None else dict(joint)
         self._families = dict(families or {})
         self.factors: dict[str, Factor] = {}
+        self.plan: Any = None
+        """What a coordinate ascent found out about the model, kept for its next step."""
         self.row_scales: dict[str, float] = {}
         """How much the rows that the last call saw count for each factor, N/B."""
 
