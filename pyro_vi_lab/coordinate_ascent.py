@@ -15,6 +15,7 @@ References:
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -32,6 +33,8 @@ from pyro_vi_lab.user_errors import user_errors
 
 START_STRENGTH = 2
 """Signs that occur together in all combinations, at first."""
+GENERIC_NOISE = 0.3
+"""Standard deviation of what is added to all unconstrained parameters to have none with a special value."""
 MAX_RUNS = 4096
 """Most runs of the model for one expectation."""
 MAX_SINGLE_FLIPS = 8
@@ -270,18 +273,34 @@ def planned(joint: LogJoint) -> Plan:
                     f"sufficient statistics of the {_kind(members)} family; fit the guide by SVI with NaturalGradient"
                 )
             split.add(name)
-    strength = START_STRENGTH
-    while True:
-        plan = Plan(frozenset(split), strength)
-        design = plan.design(joint)
-        if len(design) > MAX_RUNS:
-            raise ModelError(
-                f"the expectation of log p needs all combinations of more than {strength - 1} of {joint.num_columns} "
-                "signs: too many sites depend on each other at a time; fit the guide by SVI with NaturalGradient"
-            )
-        if averages_agree(joint, design):
-            return plan
-        strength += 1
+    return Plan(frozenset(split), _sufficient_strength(joint, frozenset(split)))
+
+
+def _sufficient_strength(joint: LogJoint, split: frozenset[str]) -> int:
+    """The smallest strength that is enough at members without anything special, such as a mean of zero."""
+    present = {name: members.eta for name, members in joint.members.items()}
+    with seeded(1):
+        for members in joint.members.values():
+            eta = members.eta
+            if not members.family.is_discrete:
+                eta = members.family.moved(eta, draw(members))
+            u = members.family.unconstrain(eta)
+            members.eta = members.family.constrain(u + GENERIC_NOISE * torch.randn(u.shape).to(u))
+    try:
+        for strength in itertools.count(START_STRENGTH):
+            design = Plan(split, strength).design(joint)
+            if len(design) > MAX_RUNS:
+                raise ModelError(
+                    f"the expectation of log p needs all combinations of more than {strength - 1} of "
+                    f"{joint.num_columns} signs: too many sites depend on each other at a time; fit the guide by SVI "
+                    "with NaturalGradient"
+                )
+            if averages_agree(joint, design):
+                return strength
+    finally:
+        for name, eta in present.items():
+            joint.members[name].eta = eta
+    raise AssertionError
 
 
 def draw(members: Members) -> Values:
