@@ -36,7 +36,7 @@ import pyro_vi_lab as vl
 from pyro_vi_lab.errors import ArgumentError, ModelError
 from pyro_vi_lab.families import Params
 from pyro_vi_lab.guides import GUIDES, FamilyGuide, FullRankStudentT, MeanFieldLaplace, MeanFieldStudentT
-from pyro_vi_lab.guides.family_guide import DensityDelta
+from pyro_vi_lab.guides.unconstrained_guide import DensityDelta
 
 EPS = torch.finfo(torch.float64).eps
 STANDARD_ERRORS = 5
