@@ -20,7 +20,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
-from pyro_vi_lab.errors import ModelError
+from pyro_vi_lab.errors import FitError, ModelError
 from pyro_vi_lab.families.exponential import ExponentialFamily, Values, sign_design
 from pyro_vi_lab.guides import Conjugate
 from pyro_vi_lab.rows import SameRows, active_rows
@@ -171,11 +171,32 @@ class LogJoint:
         return sum(members.num_columns for members in self.members.values())
 
     def expectation(self, design: Tensor) -> Tensor:
-        """E[log p], as the average over the runs of a design."""
+        """E[log p], as the average over the runs of a design.
+
+        Raises:
+            FitError: It is not finite.
+        """
         with torch.no_grad():
             probabilities = self._probabilities()
             values = [self.value(self._points(row, None)[0], probabilities) for row in design]
-        return torch.stack(values).mean(0)
+            total = torch.stack(values).mean(0)
+            if not bool(torch.isfinite(total)):
+                self._blame(design)
+        return total
+
+    def _blame(self, design: Tensor) -> None:
+        """Say why an expectation is not finite."""
+        values, _ = self._points(design[0], None)
+        for name, members in self.members.items():
+            points = tuple(values[site] for site in members.sites if site in values)
+            if points and not bool(torch.isfinite(members.family.statistics(points)).all()):
+                raise FitError(
+                    f"an expectation of the logarithm of site {name!r} is beyond what {members.eta.dtype} can hold: it "
+                    "has concentrations near zero; give it a prior with larger ones"
+                )
+        nodes = self._trace(values).nodes.items()
+        bad = [name for name, node in nodes if node["type"] == "sample" and not bool(node["log_prob"].isfinite().all())]
+        raise FitError(f"the expected log density is not finite, of site {', '.join(map(repr, bad)) or 'none alone'}")
 
     def message(self, design: Tensor, name: str) -> Tensor:
         r""":math:`E[\eta^*]` of each member of a factor, from gradients over the runs of a design.

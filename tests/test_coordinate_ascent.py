@@ -150,6 +150,19 @@ def waiting_times() -> Exact:
     return Exact(model, (y,), {"rate": {"concentration": torch.tensor(4.0), "rate": 2 + y.sum()}})
 
 
+def unknown_variances() -> Exact:
+    y = numbers(2, 9) * torch.tensor([[1.0], [3.0]])
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("group", 2, dim=-2):
+            variance = pyro.sample("variance", dist.InverseGamma(0.5, 2.0))
+            with pyro.plate("row", 9, dim=-1):
+                pyro.sample("y", dist.Normal(1.0, variance.sqrt()), obs=y)
+
+    rate = 2 + (y - 1).square().sum(1, keepdim=True) / 2
+    return Exact(model, (y,), {"variance": {"concentration": torch.full((2, 1), 5.0), "rate": rate}})
+
+
 def regression_with_known_noise() -> Exact:
     X = numbers(30, 4) @ (torch.eye(4) + 0.5)
     y = X @ torch.tensor([1.0, -2.0, 0.5, 0.0]) + 0.3 * numbers(30, seed=2)
@@ -226,6 +239,7 @@ EXACTS = {
         sparse_choices,
         counts,
         waiting_times,
+        unknown_variances,
         regression_with_known_noise,
         vectors_with_known_covariance,
         unknown_precision_matrix,
@@ -547,3 +561,63 @@ def test_nothing_else_is_changed() -> None:
     coordinate_ascent(problem, Conjugate(exact.model))
     assert torch.equal(torch.get_rng_state(), state)
     assert not dict(pyro.get_param_store())
+
+
+def test_concentrations_that_are_too_small_are_named() -> None:
+    def model(y: Tensor) -> None:
+        weights = pyro.sample("weights", dist.Dirichlet(torch.full((3,), 1e-4)))
+        with pyro.plate("row", len(y)):
+            pyro.sample("y", dist.Categorical(weights), obs=y)
+
+    with pytest.raises(FitError, match="logarithm of site 'weights'"):
+        coordinate_ascent(vl.Problem(model, torch.tensor([0, 1])), Conjugate(model))
+
+
+def test_documents_with_topics_and_rows_in_two_plates() -> None:
+    """Latent Dirichlet allocation: Blei, Ng & Jordan 2003, eq. 6-7 and 9, with a Dirichlet prior of the topics."""
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randint(6, (7, 4), generator=generator)
+    start = torch.rand(3, 6, generator=generator) + 0.1
+
+    def model(words: Tensor) -> None:
+        with pyro.plate("topic", 3):
+            phi = pyro.sample("phi", dist.Dirichlet(0.5 * torch.ones(6)))
+        with pyro.plate("document", 4, dim=-1):
+            theta = pyro.sample("theta", dist.Dirichlet(0.3 * torch.ones(3)))
+            with pyro.plate("word", 7, dim=-2):
+                z = pyro.sample("z", dist.Categorical(theta))
+                pyro.sample("w", dist.Categorical(phi[z]), obs=words)
+
+    guide = Conjugate(model, init_to_value(values={"phi": start / start.sum(1, keepdim=True)}, fallback=init_to_prior))
+    problem = vl.Problem(model, words)
+    guide(words)
+    phi, theta = guide.standard("phi")["concentration"], guide.standard("theta")["concentration"]
+    ascent = coordinate_ascent(problem, guide, max_sweeps=1)
+    log_phi = torch.digamma(phi) - torch.digamma(phi.sum(1, keepdim=True))
+    log_theta = torch.digamma(theta) - torch.digamma(theta.sum(1, keepdim=True))
+    chosen = (log_phi.T[words] + log_theta).softmax(-1)  # word, document, topic
+    torch.testing.assert_close(guide.standard("z")["logits"].exp(), chosen, **EXACT)
+    torch.testing.assert_close(guide.standard("theta")["concentration"], 0.3 + chosen.sum(0), **EXACT)
+    counts = torch.zeros(3, 6).index_add(1, words.flatten(), chosen.reshape(-1, 3).T)
+    torch.testing.assert_close(guide.standard("phi")["concentration"], 0.5 + counts, **EXACT)
+    more = coordinate_ascent(problem, guide, max_sweeps=5)
+    assert (torch.cat([ascent.elbo, more.elbo[1:]]).diff() > -1e-9).all()
+
+
+def test_a_chain_of_choices() -> None:
+    """A hidden Markov model with independent states: the ELBO rises to below the evidence, and states are found."""
+    y = torch.cat([numbers(3), numbers(3, seed=2) + 6])
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("state", 2):
+            stay = pyro.sample("stay", dist.Dirichlet(torch.ones(2)))
+            loc = pyro.sample("loc", dist.Normal(0.0, 3.0))
+        z: Any = 0
+        for t in range(len(y)):
+            z = pyro.sample(f"z{t}", dist.Categorical(stay[z]))
+            pyro.sample(f"y{t}", dist.Normal(loc[z], 1.0), obs=y[t])
+
+    guide = Conjugate(model, init_to_value(values={"loc": torch.tensor([0.0, 5.0])}, fallback=init_to_prior))
+    ascent = coordinate_ascent(vl.Problem(model, y), guide, max_sweeps=4)
+    assert (ascent.elbo.diff() > -1e-9).all()
+    assert [int(guide.median()[f"z{t}"]) for t in range(6)] == [0] * 3 + [1] * 3

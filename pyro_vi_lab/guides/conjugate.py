@@ -28,6 +28,7 @@ from pyro_vi_lab.families.exponential import Conditional, ExponentialFamily
 from pyro_vi_lab.families.exponential.family import bartlett
 from pyro_vi_lab.families.exponential.quantiles import center, quantile
 from pyro_vi_lab.guides.conjugate_priors import (
+    innermost,
     joint_family,
     joint_family_of_priors,
     member_of_prior,
@@ -40,12 +41,18 @@ Joint = Mapping[tuple[str, str], str]
 
 
 def init_to_prior(site: Any = None) -> Any:
-    """Start at the mean of the prior: an ``init_loc_fn`` with which :class:`Conjugate` starts at the prior itself."""
+    """Start at the mean of the prior: an ``init_loc_fn`` with which :class:`Conjugate` starts at the prior itself.
+
+    For an inverse gamma prior the harmonic mean.
+    """
     if site is None:
         return init_to_prior
     fn = site["fn"]
     if fn.has_enumerate_support:
         return fn.enumerate_support(expand=True)[0]
+    prior = innermost(fn)
+    if type(prior).__name__ == "InverseGamma":  # whose mean may be infinite
+        return (prior.rate / prior.concentration).expand(fn.shape())
     return fn.mean
 
 
@@ -78,10 +85,10 @@ class Conjugate(AutoGuide):
 
     .. math:: q(z) = \prod_i q_{\eta_i}(z_i), \qquad q_\eta(z) = \exp(\eta \cdot T(z) - A(\eta))
 
-    Normal, multivariate normal, gamma, beta, Dirichlet, Wishart, categorical and Bernoulli priors, and the joint
-    families of a mean and a precision: normal-gamma and normal-Wishart. Where a site's distribution given all others
-    and the data is of the same family, a natural-gradient step of size one is the coordinate-ascent step of variational
-    Bayes: :math:`\eta_i \leftarrow E_q[\eta_i^*]`. :class:`~pyro_vi_lab.NaturalGradient` takes it from the gradients
+    Normal, multivariate normal, gamma, inverse gamma, beta, Dirichlet, Wishart, categorical and Bernoulli priors, and
+    the joint families of a mean and a precision: normal-gamma and normal-Wishart. Where a site's distribution given all
+    others and the data is of the same family, a natural-gradient step of size one is the coordinate-ascent step of
+    variational Bayes: :math:`\eta_i \leftarrow E_q[\eta_i^*]`. :class:`~pyro_vi_lab.NaturalGradient` takes it from the gradients
     of a plain ``pyro.infer.SVI``, with their noise; ``coordinate_ascent`` takes it exactly.
 
     ``unconstrained`` holds one real vector for each member: standard parameters in logs and Cholesky factors, so that

@@ -17,6 +17,7 @@ from pyro_vi_lab.families.exponential import (
     Dirichlet,
     ExponentialFamily,
     Gamma,
+    InverseGamma,
     MultivariateNormal,
     Normal,
     NormalGamma,
@@ -196,6 +197,11 @@ def _gamma(name: str, prior: Any, fn: Any) -> Member:
     return Gamma(), Gamma().from_standard({"concentration": a, "rate": b})
 
 
+def _inverse_gamma(name: str, prior: Any, fn: Any) -> Member:
+    parameters = {key: getattr(prior, key).expand(fn.shape()) for key in InverseGamma.parameter_dims}
+    return InverseGamma(), InverseGamma().from_standard(parameters)
+
+
 def _beta(name: str, prior: Any, fn: Any) -> Member:
     parameters = {key: getattr(prior, key).expand(fn.shape()) for key in Beta.parameter_dims}
     return Beta(), Beta().from_standard(parameters)
@@ -228,6 +234,7 @@ _PRIORS: dict[tuple[str, ...], dict[str, Callable[[str, Any, Any], Member]]] = {
         "multivariate_normal": _multivariate_normal,
     },
     ("Gamma", "Exponential", "Chi2"): {"gamma": _gamma},
+    ("InverseGamma",): {"inverse_gamma": _inverse_gamma},
     ("Beta",): {"beta": _beta},
     ("Dirichlet",): {"dirichlet": _dirichlet},
     ("Wishart",): {"wishart": _wishart},

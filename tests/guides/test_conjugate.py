@@ -45,6 +45,7 @@ def all_priors() -> None:
     pyro.sample("gamma", dist.Gamma(2.0, 3.0))
     pyro.sample("exponential", dist.Exponential(3.0))
     pyro.sample("chi2", dist.Chi2(3.0))
+    pyro.sample("inverse_gamma", dist.InverseGamma(0.5, 3.0))
     pyro.sample("beta", dist.Beta(2.0, 3.0))
     pyro.sample("dirichlet", dist.Dirichlet(torch.tensor([1.0, 2.0, 3.0])))
     pyro.sample("wishart", dist.Wishart(torch.tensor(4.0), torch.tensor([[2.0, 0.5], [0.5, 1.0]])))
@@ -67,6 +68,7 @@ FAMILIES = {
     "gamma": "Gamma",
     "exponential": "Gamma",
     "chi2": "Gamma",
+    "inverse_gamma": "InverseGamma",
     "beta": "Beta",
     "dirichlet": "Dirichlet",
     "wishart": "Wishart",
@@ -284,6 +286,7 @@ def test_median_and_quantiles_are_those_of_draws() -> None:
         pyro.sample("vector", dist.MultivariateNormal(torch.ones(2), torch.tensor([[2.0, 0.5], [0.5, 1.0]])))
         pyro.sample("rate", dist.Gamma(2.0, 3.0))
         pyro.sample("x", dist.Normal(1.0, 2.0))
+        pyro.sample("variance", dist.InverseGamma(2.0, 3.0))
         pyro.sample("choice", dist.Categorical(torch.tensor([0.1, 0.2, 0.7])))
         pyro.sample("coin", dist.Bernoulli(0.2))
 

@@ -4,6 +4,7 @@ from pyro_vi_lab.families.exponential.categorical import Bernoulli, Categorical
 from pyro_vi_lab.families.exponential.dirichlet import Beta, Dirichlet
 from pyro_vi_lab.families.exponential.family import Conditional, ExponentialFamily, Values
 from pyro_vi_lab.families.exponential.gamma import Gamma
+from pyro_vi_lab.families.exponential.inverse_gamma import InverseGamma
 from pyro_vi_lab.families.exponential.normal import MultivariateNormal, Normal
 from pyro_vi_lab.families.exponential.normal_gamma import NormalGamma
 from pyro_vi_lab.families.exponential.normal_wishart import NormalWishart
@@ -18,6 +19,7 @@ __all__ = [
     "Dirichlet",
     "ExponentialFamily",
     "Gamma",
+    "InverseGamma",
     "MultivariateNormal",
     "Normal",
     "NormalGamma",

@@ -77,8 +77,10 @@ class Dirichlet(ExponentialFamily):
         return Conditional("Dirichlet", self.standard(eta))
 
     def moved(self, eta: Tensor, values: Values) -> Tensor:
-        """With the same sum of concentrations."""
-        return (eta + 1).sum(-1, keepdim=True) * values[0] - 1
+        """With the same sum of concentrations, none of which falls by more than a factor of twenty."""
+        # a draw of small concentrations has zeros in it
+        alpha = eta + 1
+        return torch.maximum(alpha.sum(-1, keepdim=True) * values[0], alpha / 20) - 1
 
     def point(self, eta: Tensor, signs: Tensor) -> Values:
         r"""Two vectors of probabilities with the geometric means :math:`G_k = \exp E[\log x_k]`.

@@ -49,6 +49,7 @@ def quantile(family: ExponentialFamily, eta: Tensor, probability: float) -> Valu
             of(stats.norm, loc=standard["loc"], scale=standard["scale_tril"].square().sum(-1).sqrt()),
         ),
         "Gamma": lambda: (of(stats.gamma, standard["concentration"], scale=1 / standard["rate"]),),
+        "InverseGamma": lambda: (of(stats.invgamma, standard["concentration"], scale=standard["rate"]),),
         "Beta": lambda: (of(stats.beta, standard["concentration1"], standard["concentration0"]),),
         "Dirichlet": lambda: (
             of(
