@@ -88,8 +88,8 @@ class Conjugate(AutoGuide):
     Normal, multivariate normal, gamma, inverse gamma, beta, Dirichlet, Wishart, categorical and Bernoulli priors, and
     the joint families of a mean and a precision: normal-gamma and normal-Wishart. Where a site's distribution given all
     others and the data is of the same family, a natural-gradient step of size one is the coordinate-ascent step of
-    variational Bayes: :math:`\eta_i \leftarrow E_q[\eta_i^*]`. :class:`~pyro_vi_lab.NaturalGradient` takes it from the gradients
-    of a plain ``pyro.infer.SVI``, with their noise; ``coordinate_ascent`` takes it exactly.
+    variational Bayes: :math:`\eta_i \leftarrow E_q[\eta_i^*]`. :class:`~pyro_vi_lab.NaturalGradient` takes it from the
+    gradients of a plain ``pyro.infer.SVI``, with their noise; ``coordinate_ascent`` takes it exactly.
 
     ``unconstrained`` holds one real vector for each member: standard parameters in logs and Cholesky factors, so that
     any optimizer stays inside the family.
