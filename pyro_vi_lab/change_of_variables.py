@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from pyro_vi_lab.errors import ModelError
+from pyro_vi_lab.positive_definite import ToPositiveDefinite
 
 
 class FromUnconstrained(Messenger):
@@ -78,7 +79,9 @@ def same_support(one: Any, other: Any) -> bool:
 
 
 def bijection(name: str, fn: Any) -> Any:
-    """``biject_to(fn.support)``, with an error that names the site where Pyro has none."""
+    """``biject_to(fn.support)``, with an error that names the site where there is none."""
+    if fn.support is constraints.positive_definite:
+        return ToPositiveDefinite()
     try:
         return biject_to(fn.support)
     except NotImplementedError as error:

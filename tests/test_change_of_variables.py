@@ -9,6 +9,7 @@ from torch.distributions import biject_to, constraints
 
 from pyro_vi_lab.change_of_variables import ChangeOfVariables, bijection, distribution_name, same_support
 from pyro_vi_lab.errors import ModelError
+from pyro_vi_lab.positive_definite import ToPositiveDefinite
 
 # --- supports ------------------------------------------------------------------------------------------
 
@@ -49,8 +50,9 @@ def test_supports_are_compared_with_their_bounds(
 
 
 def test_a_support_without_a_bijection_is_named_with_its_site() -> None:
-    with pytest.raises(ModelError, match=r"site 'cov' \(Wishart\) has support PositiveDefinite\(\)"):
-        bijection("cov", dist.Wishart(torch.tensor(3.0), torch.eye(2)))
+    with pytest.raises(ModelError, match=r"site 'up' \(ProjectedNormal\) has support Sphere"):
+        bijection("up", dist.ProjectedNormal(torch.ones(3)))
+    assert bijection("cov", dist.Wishart(torch.tensor(3.0), torch.eye(2))) == ToPositiveDefinite()
     assert bijection("x", dist.Gamma(1.0, 1.0)) == biject_to(constraints.positive)
 
 

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "pyro_vi_lab"
 
 # From the bottom up. A name is a flat module or, ending in a slash, a folder.
 LAYERS = (
-    ("agreement", "arviz_bridge", "errors", "isolation", "simplification"),
+    ("agreement", "arviz_bridge", "errors", "isolation", "positive_definite", "simplification"),
     ("c_builder", "c_emitter", "c_expressions", "c_library", "c_schedule"),
     ("c_operators/",),
     ("c_source",),
@@ -45,8 +45,10 @@ LAYERS = (
     ("natural_parts/", "checks/"),
     ("natural_gradient",),
     (
+        "coordinate_ascent",
         "density_engine",
         "density_fit",
+        "expected_log_joint",
         "fit",
         "fit_progress",
         "fitted",

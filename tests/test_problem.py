@@ -520,7 +520,7 @@ def only_discrete(y: Tensor) -> None:
 
 
 def without_bijection(y: Tensor) -> None:
-    pyro.sample("covariance", dist.Wishart(torch.tensor(3.0), torch.eye(2)))
+    pyro.sample("direction", dist.ProjectedNormal(torch.ones(3)))
 
 
 def sequential(y: Tensor) -> None:
@@ -611,7 +611,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[LabError], list[str]]] = {
     "no bijection": (
         lambda: Problem(without_bijection, EFFECT),
         ModelError,
-        ["site 'covariance' (Wishart)", "PositiveDefinite()", "biject_to"],
+        ["site 'direction' (ProjectedNormal)", "Sphere", "biject_to"],
     ),
     "sequential plate": (
         lambda: Problem(sequential, EFFECT),

@@ -2,6 +2,7 @@
 
 from pyro_vi_lab.guides.amortized import Amortized
 from pyro_vi_lab.guides.block import BlockNormal
+from pyro_vi_lab.guides.conjugate import Conjugate, init_to_prior
 from pyro_vi_lab.guides.family_guide import FamilyGuide
 from pyro_vi_lab.guides.flow import FLOWS, Flow
 from pyro_vi_lab.guides.full_rank import FullRankNormal, FullRankStudentT
@@ -26,6 +27,7 @@ __all__ = [
     "GUIDES",
     "Amortized",
     "BlockNormal",
+    "Conjugate",
     "FamilyGuide",
     "Flow",
     "FullRankNormal",
@@ -36,4 +38,5 @@ __all__ = [
     "MeanFieldStudentT",
     "UnconstrainedGuide",
     "init_to_origin",
+    "init_to_prior",
 ]

@@ -20,7 +20,8 @@ from torch.distributions import constraints, register_kl
 from pyro_vi_lab.change_of_variables import ChangeOfVariables, bijection, same_support
 from pyro_vi_lab.errors import ModelError
 from pyro_vi_lab.guides.initialization import init_to_origin
-from pyro_vi_lab.rows import SameRows, active_rows, is_part, model_on, plates_of_call, refuse_part_of_rows, subsamples
+from pyro_vi_lab.guides.plates import check_rows_of_model, plates_for_call
+from pyro_vi_lab.rows import SameRows, active_rows, is_part, model_on, refuse_part_of_rows
 
 
 class DensityDelta(dist.Delta):
@@ -159,27 +160,8 @@ class UnconstrainedGuide(AutoContinuous):
             self._unconstrained_shapes[name] = torch.Size(shape)
         self.latent_dim = sum(shape.numel() for shape in self._unconstrained_shapes.values())
         if active_rows() is None:
-            self._check_rows_of_model(frames, *args, **kwargs)
+            check_rows_of_model(self, frames, *args, **kwargs)
         return by_row
-
-    def _check_rows_of_model(self, frames: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
-        """Refuse a model whose rows cannot be known beforehand, so that the guide would see others."""
-        one, two = (subsamples(self.model, frames, *args, **kwargs) for _ in range(2))
-        for name, (_, index) in one.items():
-            other = two[name][1]
-            if index is None or other is None:
-                continue
-            if not torch.equal(torch.as_tensor(index), torch.as_tensor(other)):
-                raise ModelError(
-                    f"the model draws the rows of plate {name!r} itself (subsample=), so that a guide cannot know "
-                    "which these are: draw them outside and pass them as an argument, or let the plate draw them "
-                    "(subsample_size=)"
-                )
-            if self.master is not None and self.master().create_plates is None:
-                raise ModelError(
-                    f"the model says which rows of plate {name!r} it sees (subsample=), but "
-                    f"{type(self.master()).__name__} draws others; give it create_plates=, with this plate"
-                )
 
     def _init_loc(self) -> Tensor:
         parts = []
@@ -195,14 +177,7 @@ class UnconstrainedGuide(AutoContinuous):
 
     def _create_plates(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The plates of the latent sites, with the rows that the model sees in this call."""
-        if self.master is not None or self.create_plates is not None:
-            return dict(super()._create_plates(*args, **kwargs))
-        model = None if self._model is None else self.model
-        self.plates = {plate.name: plate for plate in plates_of_call(model, self._prototype_frames, *args, **kwargs)}
-        for name, frame in sorted(self._prototype_frames.items()):
-            if name not in self.plates:
-                self.plates[name] = pyro.plate(name, frame.full_size or frame.size, dim=frame.dim)
-        return self.plates
+        return plates_for_call(self, *args, **kwargs)
 
     def _by_row(self, plates: Mapping[str, Any]) -> dict[str, list[Any]]:
         """The sites of which this call sees some rows, and the plates along which it does."""

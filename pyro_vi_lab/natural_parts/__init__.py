@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from pyro_vi_lab.guides import GUIDES, Amortized, FamilyGuide, Flow
+from pyro_vi_lab.guides import GUIDES, Amortized, Conjugate, FamilyGuide, Flow
+from pyro_vi_lab.natural_parts.conjugate_part import ConjugatePart
 from pyro_vi_lab.natural_parts.family_part import PYRO_GUIDES, FamilyPart
 from pyro_vi_lab.natural_parts.kronecker_part import KroneckerPart
 from pyro_vi_lab.natural_parts.member import GuideMember
@@ -35,6 +36,7 @@ PARTS: dict[type, Callable[[Any], NaturalPart]] = {
     FamilyGuide: _over_family,
     Amortized: _of_encoder,
     Flow: _of_flow,
+    Conjugate: ConjugatePart,
     **dict.fromkeys(PYRO_GUIDES, _of_pyro),
 }
 """How to make the part of each kind of guide; ours take their subclasses in, Pyro's do not."""
