@@ -9,17 +9,19 @@ from typing import Any
 from pyro.infer import ELBO
 from pyro.optim.optim import PyroOptim
 
-from pyro_vi_lab.density_fit import fit_density, is_over_family
+from pyro_vi_lab.density_fit import fit_density
 from pyro_vi_lab.errors import ArgumentError
+from pyro_vi_lab.fit_guide import is_over_family, is_point
 from pyro_vi_lab.fitted import Fit
+from pyro_vi_lab.mode_fit import fit_mode, fit_mode_of_batches
 from pyro_vi_lab.problem import Problem
 from pyro_vi_lab.program_fit import fit_program
 from pyro_vi_lab.tiers import Compile, check_compile
 
 __all__ = ["Fit", "fit"]
 
-DENSITY_STEPS, PROGRAM_STEPS = 500, 50_000
-"""Most steps by default, of natural gradients of a density and of stochastic gradients of a program."""
+DENSITY_STEPS, MODE_STEPS, PROGRAM_STEPS = 500, 200, 50_000
+"""Most steps by default: of natural gradients of a density, of Newton's towards a mode, of stochastic gradients."""
 
 
 def fit(
@@ -95,8 +97,15 @@ def fit(
         )
     _check_numbers(lr=lr, max_kl=max_kl, num_particles=num_particles, num_restarts=num_restarts, max_steps=max_steps)
     check_compile(compile)
+    if is_point(guide) and not problem.subsamples:
+        _refuse("is fitted by Newton steps of the log density", guide, optim=optim, objective=objective, lr=lr)
+        return fit_mode(
+            problem, guide, num_restarts=num_restarts, seed=seed, max_steps=max_steps or MODE_STEPS, progress=progress
+        )
     if not is_over_family(guide) or problem.subsamples:
-        return fit_program(
+        # the mode of what is seen batch by batch: by stochastic gradients, like all else of that kind
+        fit_one = fit_mode_of_batches if is_point(guide) else fit_program
+        return fit_one(
             problem,
             guide,
             optim=optim,
@@ -109,12 +118,7 @@ def fit(
             progress=progress,
             compile=compile,
         )
-    for name, value in (("optim", optim), ("objective", objective)):
-        if value is not None:
-            raise ArgumentError(
-                f"{name} is for guides that are not over a family and for minibatches; the guide {guide!r} is fitted "
-                "by natural gradients of the log density"
-            )
+    _refuse("is fitted by natural gradients of the log density", guide, optim=optim, objective=objective)
     return fit_density(
         problem,
         guide,
@@ -127,6 +131,14 @@ def fit(
         progress=progress,
         compile=compile,
     )
+
+
+def _refuse(how: str, guide: Any, **given: Any) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise ArgumentError(
+                f"{name} is for guides that are not over a family and for minibatches; the guide {guide!r} {how}"
+            )
 
 
 def _check_numbers(

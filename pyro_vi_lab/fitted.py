@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -41,6 +42,9 @@ class Fit:
             ``gap`` (estimated nats below the optimum), ``step_size``, ``kl`` of the step, and ``num_particles``,
             ``seconds`` per row. Of a guide that is not over a family: ``negative_elbo``, ``step_size``, ``seconds``.
         objective: The :class:`~pyro_vi_lab.Captured` objective of such a guide; its ``explain()`` tells how it ran.
+        mode: Value of every site where a fit of ``"map"`` or ``"mle"`` ended; ``None`` of all others. The history of
+            such a fit has ``negative_log_density`` in place of ``negative_elbo``, and ``gain``, the nats that the next
+            Newton step promises.
     """
 
     problem: Problem
@@ -55,6 +59,7 @@ class Fit:
     seed: int
     history: dict[str, NDArray[Any]] = field(repr=False)
     objective: Any = field(default=None, repr=False)
+    mode: dict[str, Tensor] | None = field(default=None, repr=False)
 
     @property
     def status(self) -> Status:
@@ -86,6 +91,19 @@ class Fit:
         """
         return self._members("loc").loc[0]
 
+    def point(self) -> dict[str, Tensor]:
+        """Value of every latent and deterministic site at the mode, of a fit of ``"map"`` or ``"mle"``.
+
+        Raises:
+            ArgumentError: Another guide, which is a distribution.
+            FitError: The fit diverged, so that there is no mode.
+        """
+        if self.mode is None:
+            raise ArgumentError(f"a fit of the guide {self.method} is no point; see posterior().mean(), or fit 'map'")
+        if self.status is Status.DIVERGED:
+            raise FitError(f"the {self.method} fit of {self.problem.name} has no mode: {self.message}")
+        return self.mode
+
     def covariance(self) -> Tensor:
         """Covariance on the unconstrained scale of the best restart, ``(D, D)``.
 
@@ -96,6 +114,7 @@ class Fit:
         return self.family.covariance(Params(*(value[0] for value in members)))
 
     def _members(self, what: str) -> Params:
+        self._refuse_point(what)
         if self.params is None:
             raise ArgumentError(
                 f"a fit of the guide {self.method} has no {what}: that guide is not over a family on the unconstrained "
@@ -103,12 +122,20 @@ class Fit:
             )
         return self.params
 
+    def _refuse_point(self, what: str) -> None:
+        if self.mode is not None:
+            raise ArgumentError(
+                f"a fit of the guide {self.method} has no {what}: it is a point (see point()) and no "
+                "distribution; fit 'laplace' for a normal at the mode, or 'full_rank'"
+            )
+
     def elbo(self, num_draws: int = 1000, seed: int = 0) -> tuple[float, float]:
         """ELBO in nats and its Monte Carlo standard error, from fresh draws of the best restart.
 
         Raises:
-            ArgumentError: Fewer than two draws.
+            ArgumentError: Fewer than two draws, or a fit of a point, whose bound is minus infinity.
         """
+        self._refuse_point("ELBO")
         if num_draws < 2:
             raise ArgumentError(f"num_draws must be at least 2 for a standard error, got {num_draws}")
         if self.params is None:
@@ -129,7 +156,9 @@ class Fit:
         Raises:
             FitError: Every restart diverged.
             DataError: Too few draws, or the density is not finite at some of them.
+            ArgumentError: A fit of a point.
         """
+        self._refuse_point("importance weights")
         if self.status is Status.DIVERGED:
             raise FitError(f"the {self.method} fit of {self.problem.name} has no posterior: {self.message}")
         if self.params is None:
@@ -153,6 +182,9 @@ class Fit:
     def posterior(self, num_draws: int = 1000, seed: int = 0) -> Posterior:
         """Independent draws of the fitted guide, one chain per restart that did not diverge.
 
+        Those of a fit of a point (``"map"``, ``"mle"``) are all equal to it, in one chain, as those of Pyro's
+        ``Predictive`` of an ``AutoDelta``: good for predictions from the point, and no measure of uncertainty.
+
         Raises:
             FitError: Every restart diverged.
         """
@@ -169,6 +201,9 @@ class Fit:
             "seed": self.seed,
             "draws_seed": seed,
         }
+        if self.mode is not None:
+            equal = {name: value.expand(1, num_draws, *value.shape) for name, value in self.point().items()}
+            return Posterior(draws=equal, method=self.method, info={**info, "point": True})
         if self.params is None:
             drawn = program_draws(self.problem, self.guide, num_draws, seed)
             return Posterior(
@@ -190,16 +225,19 @@ class Fit:
         )
 
     def plot(self) -> Any:
-        """Axes with the negative ELBO against the steps."""
+        """Axes with the negative ELBO, or the negative log density of a point, against the steps."""
         from matplotlib import pyplot
 
         _, axes = pyplot.subplots()
-        values = self.history["negative_elbo"].reshape(len(self.history["seconds"]), -1)
+        kept = "negative_elbo" if "negative_elbo" in self.history else "negative_log_density"
+        what = kept.replace("_elbo", " ELBO").replace("_", " ")
+        values = self.history[kept].reshape(len(self.history["seconds"]), -1)
         # far starts are millions of nats above the optimum; near it the estimates of the bound scatter around zero
-        last = values[-1].min() if self.status is Status.DIVERGED else -self.elbo()[0]
+        known = self.status is Status.DIVERGED or kept == "negative_log_density"
+        last = np.nanmin(values) if known else -self.elbo()[0]
         axes.plot(values - last)
         axes.set_yscale("symlog", linthresh=0.1)
-        axes.set(xlabel="step", ylabel="negative ELBO above that of the fit (nats)", title=self.problem.name)
+        axes.set(xlabel="step", ylabel=f"{what} above that of the fit (nats)", title=self.problem.name)
         return axes
 
 

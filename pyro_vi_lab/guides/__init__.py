@@ -1,13 +1,16 @@
 """Guides: families as Pyro autoguides, usable in plain ``pyro.infer.SVI``."""
 
 from pyro_vi_lab.guides.block import BlockNormal
+from pyro_vi_lab.guides.continuous_guide import ContinuousGuide
 from pyro_vi_lab.guides.family_guide import FamilyGuide
 from pyro_vi_lab.guides.full_rank import FullRankNormal, FullRankStudentT
 from pyro_vi_lab.guides.initialization import init_to_origin
+from pyro_vi_lab.guides.laplace import LaplaceApproximation
 from pyro_vi_lab.guides.low_rank import LowRankNormal
 from pyro_vi_lab.guides.mean_field import MeanFieldLaplace, MeanFieldNormal, MeanFieldStudentT
+from pyro_vi_lab.guides.point import MAP, MLE, PointGuide
 
-GUIDES: dict[str, type[FamilyGuide]] = {
+FAMILY_GUIDES: dict[str, type[FamilyGuide]] = {
     "mean_field": MeanFieldNormal,
     "full_rank": FullRankNormal,
     "block": BlockNormal,
@@ -16,17 +19,30 @@ GUIDES: dict[str, type[FamilyGuide]] = {
     "full_rank_student_t": FullRankStudentT,
     "mean_field_laplace": MeanFieldLaplace,
 }
+"""Guides over a family of distributions, by name."""
+
+POINT_GUIDES: dict[str, type[PointGuide]] = {"laplace": LaplaceApproximation, "map": MAP, "mle": MLE}
+"""Guides that are fitted by looking for a mode, by name."""
+
+GUIDES: dict[str, type[ContinuousGuide]] = {**FAMILY_GUIDES, **POINT_GUIDES}
 """Guides by the name that :func:`pyro_vi_lab.fit` and the command line take."""
 
 __all__ = [
+    "FAMILY_GUIDES",
     "GUIDES",
+    "MAP",
+    "MLE",
+    "POINT_GUIDES",
     "BlockNormal",
+    "ContinuousGuide",
     "FamilyGuide",
     "FullRankNormal",
     "FullRankStudentT",
+    "LaplaceApproximation",
     "LowRankNormal",
     "MeanFieldLaplace",
     "MeanFieldNormal",
     "MeanFieldStudentT",
+    "PointGuide",
     "init_to_origin",
 ]
