@@ -277,7 +277,8 @@ def compare(
         progress: Show progress on long work.
 
     Raises:
-        ArgumentError: No guides, an unknown guide, a guide that is a point, or a reference without a site of this problem.
+        ArgumentError: No guides, an unknown guide, a guide that is a point, or a reference without a site of this
+            problem.
         DataError: Draws of the reference have another shape than the problem's site.
     """
     candidates = _named(guides)

@@ -200,7 +200,7 @@ def _fit_of(
         guide=guide,
         params=params,
         statuses=statuses,
-        message=_message(statuses, density, guide.family, params, float(result.gap[order[0]]), max_steps),
+        message=message(statuses, density, family, params, gap=float(result.gap[order[0]]), max_steps=max_steps),
         num_steps=len(result.records) - 1,
         num_gradients=result.num_gradients,
         seconds=time.perf_counter() - began,
@@ -234,18 +234,32 @@ def best_first(density: LogDensity, family: Family, params: Params, status: list
     return sorted(range(len(status)), key=lambda i: (rank.index(status[i]), -elbo[i]))
 
 
-def _message(
+def message(
     statuses: tuple[Status, ...],
     density: LogDensity,
     family: Family,
     params: Params,
+    *,
     gap: float,
     max_steps: int,
+    converged: str = "",
 ) -> str:
+    """What the status of the best restart means, and what to do.
+
+    Args:
+        statuses: How each restart ended, best first.
+        density: What was fitted.
+        family: The family.
+        params: Its members, best first.
+        gap: Nats that the best one may still gain; NaN if that is not known.
+        max_steps: Most steps.
+        converged: What to say of a fit that has converged; by default what the natural gradient says.
+    """
     others = sum(status is not Status.CONVERGED for status in statuses)
     suffix = f"; {others} of {len(statuses)} restarts did not converge" if others and len(statuses) > 1 else ""
     if statuses[0] is Status.CONVERGED:
-        return f"converged: the natural gradient promises less than {tolerance(density.dim):.2g} nats more{suffix}"
+        said = converged or f"the natural gradient promises less than {tolerance(density.dim):.2g} nats more"
+        return f"converged: {said}{suffix}"
     loc, sd = params.loc[0], family.variance(Params(*(value[0] for value in params))).sqrt()
     size = sd.maximum(loc.abs())
     worst = int(size.argmax())
@@ -259,10 +273,10 @@ def _message(
             f"logarithm of a scale: a guide with normal noise has a finite one{suffix}"
         )
     if statuses[0] is Status.OUT_OF_STEPS:
+        left = "" if math.isnan(gap) else f" with about {gap:.2g} nats still to gain"
         return (
-            f"stopped after max_steps={max_steps} with about {gap:.2g} nats still to gain: raise max_steps, or start "
-            f"nearer with the guide's init_loc_fn; {farthest}: if it goes on and on, give this site a proper "
-            f"prior{suffix}"
+            f"stopped after max_steps={max_steps}{left}: raise max_steps, or start nearer with the guide's "
+            f"init_loc_fn; {farthest}: if it goes on and on, give this site a proper prior{suffix}"
         )
     if not bool(torch.isfinite(density.log_prob(loc))):
         return (

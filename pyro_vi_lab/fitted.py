@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,23 @@ from pyro_vi_lab.density import LogDensity
 from pyro_vi_lab.density_engine import Status
 from pyro_vi_lab.errors import ArgumentError, FitError
 from pyro_vi_lab.families import Family, Params
+from pyro_vi_lab.fixed_draws import FixedDrawELBO, Sensitivity
 from pyro_vi_lab.posterior import Posterior
 from pyro_vi_lab.problem import Problem
 from pyro_vi_lab.program_draws import program_draws, program_elbo
+
+
+@dataclass(frozen=True, eq=False)
+class FixedOptimum:
+    """An optimum over fixed draws, and what follows from the curvature there, computed when it is asked for."""
+
+    target: FixedDrawELBO
+    point: Params
+
+    @cached_property
+    def sensitivity(self) -> Sensitivity:
+        """Linear response and Monte Carlo error."""
+        return self.target.sensitivity(self.point)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +60,7 @@ class Fit:
         mode: Value of every site where a fit of ``"map"`` or ``"mle"`` ended; ``None`` of all others. The history of
             such a fit has ``negative_log_density`` in place of ``negative_elbo``, and ``gain``, the nats that the next
             Newton step promises.
+        fixed: The optimum over fixed draws of a fit with ``optim="fixed_draws"`` that has converged.
     """
 
     problem: Problem
@@ -60,6 +76,7 @@ class Fit:
     history: dict[str, NDArray[Any]] = field(repr=False)
     objective: Any = field(default=None, repr=False)
     mode: dict[str, Tensor] | None = field(default=None, repr=False)
+    fixed: FixedOptimum | None = field(default=None, repr=False)
 
     @property
     def status(self) -> Status:
@@ -112,6 +129,46 @@ class Fit:
         """
         members = self._members("covariance")
         return self.family.covariance(Params(*(value[0] for value in members)))
+
+    def linear_response(self) -> Tensor:
+        r"""Covariance on the unconstrained scale by linear response, ``(D, D)``, of a fit with ``optim="fixed_draws"``.
+
+        How the mean of z would move if the log density were tilted by :math:`t^\top z`: exact where the posterior is
+        normal, also for a mean-field guide, whose own variances are too small there and whose correlations are zero.
+
+        .. math:: \frac{\partial E_q[z]}{\partial t} = \big[(-\nabla^2 \hat{\mathcal L})^{-1}\big]_{\mu\mu}
+
+        Raises:
+            ArgumentError: A fit of another kind.
+            FitError: The fit has not converged.
+
+        References:
+            Giordano, Broderick & Jordan 2018, "Covariances, robustness, and variational Bayes", JMLR 19, Theorem 1.
+        """
+        return self._optimum("linear response").linear_response
+
+    def monte_carlo_error(self) -> tuple[Tensor, Tensor]:
+        """How far other draws would have moved a fit with ``optim="fixed_draws"``, as standard errors.
+
+        Of the location, and of the logarithm of every coordinate's standard deviation, ``(D,)`` each.
+
+        Raises:
+            ArgumentError: A fit of another kind.
+            FitError: The fit has not converged.
+
+        References:
+            Giordano, Ingram & Broderick 2024, "Black box variational inference with a deterministic objective",
+            JMLR 25, Section 3.3.
+        """
+        found = self._optimum("Monte Carlo error")
+        return found.loc_error, found.log_sd_error
+
+    def _optimum(self, what: str) -> Sensitivity:
+        if self.fixed is not None:
+            return self.fixed.sensitivity
+        if "radius" in self.history and self.params is not None and "negative_elbo" in self.history:
+            raise FitError(f"the {self.method} fit of {self.problem.name} has no {what}: {self.message}")
+        raise ArgumentError(f"this fit has no {what}: fit 'mean_field' or 'full_rank' with optim='fixed_draws'")
 
     def _members(self, what: str) -> Params:
         self._refuse_point(what)

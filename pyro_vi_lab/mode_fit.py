@@ -211,10 +211,8 @@ def _judge(density: LogDensity, ascent: Ascent, part: Part) -> Verdict:
     if bool(flat.any()):
         # in the coordinates of unit curvature, and of those without any as they are
         share = vectors[:, flat].square().sum(-1).tolist()
-        sites = [label.split("[")[0] for label in density.labels]
-        return Verdict(
-            Status.DIVERGED, flat=tuple(dict.fromkeys(s for s, a in zip(sites, share, strict=True) if a > 1e-3))
-        )
+        sites = [_site(label) for label, part in zip(density.labels, share, strict=True) if part > 1e-3]
+        return Verdict(Status.DIVERGED, flat=tuple(dict.fromkeys(sites)))
     # at a supremum at infinity the curvature too falls to nothing, and where it says half a nat is none lost
     far = axes / (-values).sqrt().unsqueeze(-1)
     lost = ascent.local.value - density.log_prob(torch.cat([ascent.point + far, ascent.point - far]))
@@ -237,13 +235,14 @@ def _sentence(
     moved = ascent.step if ascent.end is End.RUNS_AWAY else ascent.point - start
     moved = (moved if verdict.along is None else verdict.along).abs()
     if flat:
-        moved = moved * torch.tensor([label.split("[")[0] in flat for label in density.labels], device=moved.device)
+        moved = moved * torch.tensor([_site(label) in flat for label in density.labels], device=moved.device)
     worst = int(moved.argmax())
-    label, site, position = density.labels[worst], density.labels[worst].split("[")[0], float(ascent.point[worst])
+    label, site, position = density.labels[worst], _site(density.labels[worst]), float(ascent.point[worst])
     went = f"{label} went to {position:.3g} on the unconstrained scale"
     if flat:
         advice = "fit 'map', which has the priors too" if part == "likelihood" else "give them informative priors"
-        return f"diverged: the {what} is flat along {', '.join(flat)} where {went}, so that its maximum is not one point: {advice}"
+        sites = ", ".join(flat)
+        return f"diverged: the {what} is flat along {sites} where {went}, so that no maximum is the only one: {advice}"
     advice = {
         "joint": f"give {site!r} a proper prior",
         "constrained": f"give {site!r} a prior that falls off there, or fit a distribution such as 'full_rank'",
@@ -291,6 +290,10 @@ def _history(ascents: list[Ascent]) -> dict[str, NDArray[Any]]:
         columns = {name: values[:, 0] for name, values in columns.items()}
     columns["seconds"] = np.array([column("seconds", one.marks) for one in ascents]).sum(0)
     return columns
+
+
+def _site(label: str) -> str:
+    return label.split("[")[0]
 
 
 def _number(value: float) -> float:

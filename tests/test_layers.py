@@ -43,7 +43,9 @@ LAYERS = (
     ("density_batch", "problem", "whitened"),
     ("objectives", "guides/", "models/"),
     ("natural_gradient", "checks/", "trust_region"),
+    ("fixed_draws",),
     (
+        "batch_and_match",
         "density_engine",
         "density_fit",
         "fit",
@@ -57,6 +59,7 @@ LAYERS = (
         "program_draws",
         "program_engine",
         "program_fit",
+        "second_order_fit",
         "whole_step",
     ),
     ("explain", "export", "report/", "checkpoint"),

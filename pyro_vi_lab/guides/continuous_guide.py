@@ -74,7 +74,7 @@ class ContinuousGuide(AutoContinuous):
             raise
         loc = self._init_loc()
         self._start_at(loc, loaded=loaded)
-        if self.loc.shape != loc.shape:
+        if loaded and self.loc.shape != loc.shape:
             raise ModelError(
                 f"the state that {type(self).__name__} was loaded from has {len(self.loc)} latent dimensions, its "
                 f"model has {len(loc)}"

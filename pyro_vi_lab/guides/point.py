@@ -106,7 +106,12 @@ class MLE(PointGuide):
 
     @property
     def _why_model(self) -> str:
-        return "" if self._model is None and not self._support_depends else "its likelihood is that of the model"
+        return "its likelihood is that of the model" if self._has_model or self._support_depends else ""
+
+    @property
+    def _has_model(self) -> bool:
+        model: Any = self._model  # a pickled guide has none
+        return model is not None
 
     def _change(self, unconstrained: Mapping[str, Tensor]) -> ChangeOfVariables:
         return _WithPrior(unconstrained)
@@ -116,7 +121,7 @@ class MLE(PointGuide):
         return change.log_priors[name]
 
     def _point(self, change: ChangeOfVariables, name: str, event_dim: int) -> Any:
-        if self._model is not None:
+        if self._has_model:
             return super()._point(change, name, event_dim)
         return _PointWithoutModel(change.values[name], event_dim=event_dim)
 
