@@ -28,11 +28,15 @@ from torch import Tensor
 
 from pyro_vi_lab.density import LogDensity
 from pyro_vi_lab.families import Dense, Diagonal, LocationScale, Params
+from pyro_vi_lab.families.particles import matches_moments
 from pyro_vi_lab.trust_region import Local
 
-NUM_SETS = 16
-"""Sets of draws that know nothing of each other, from whose disagreement the Monte Carlo error is estimated."""
-MAX_PARAMETERS = 100
+MIN_DRAWS = 512
+DRAWS_PER_DIMENSION, DENSE_DRAWS_PER_DIMENSION, MAX_DRAWS = 64, 128, 4096
+"""Draws per dimension of a mean-field normal, and of a full-rank one; most of the former."""
+SPARE = 1.25
+"""Pairs of draws per moment that the Monte Carlo error may be cleared of."""
+MAX_PARAMETERS = 24
 """Most parameters whose Hessian is formed in each step: it costs D products with vectors per draw. In whitened
 coordinates it is near the identity, so that conjugate gradients need few products."""
 CHUNK_NUMBERS = 2**24
@@ -62,10 +66,10 @@ class FixedDrawELBO:
     Args:
         density: Log density of z.
         family: A normal family with a diagonal or a dense scale.
-        eps: The draws, in sets that are independent of each other.
+        eps: The draws, as of :func:`fixed_draws`.
 
     Shape:
-        eps ``(sets, K, D)``.
+        eps ``(N, D)``.
 
     Attributes:
         num_gradients: Gradients so far, over draws; a product of second derivatives with a vector counts as one.
@@ -73,7 +77,7 @@ class FixedDrawELBO:
 
     def __init__(self, density: LogDensity, family: LocationScale, eps: Tensor) -> None:
         self.density, self.family = density, family
-        self.sets, self.eps = eps, eps.flatten(0, 1)
+        self.eps = eps
         self.dim = eps.shape[-1]
         self.is_dense = isinstance(family.scale, Dense)
         if self.is_dense:
@@ -127,29 +131,45 @@ class FixedDrawELBO:
     def sensitivity(self, point: Params) -> Sensitivity:
         r"""Linear response and Monte Carlo error at the optimum.
 
-        With :math:`g_s` the gradient over the draws of set s alone, these draws pull the optimum by
-        :math:`(-H)^{-1} g_s`. The sets are independent, so that the optimum, to first order the mean over the sets, has
-        the standard error of that mean.
+        With :math:`g_n` the gradient over one antithetic pair, it pulls the optimum by :math:`(-H)^{-1} g_n / n`, and
+        the standard error is that of the mean of n independent pulls. Draws with exact second moments lack the part
+        of the pulls that is linear in these moments, which is taken out by regression; where there are too few pairs
+        for that, only the squares are taken out, and the error is overestimated.
 
         References:
-            Giordano, Ingram & Broderick 2024, Section 3.3, with sets of draws in place of draws, because within a set
-            they are antithetic and have exact second moments. Giordano, Broderick & Jordan 2018, Theorem 1.
+            Giordano, Ingram & Broderick 2024, Section 3.3, with pairs of draws in place of draws. Giordano, Broderick &
+            Jordan 2018, Theorem 1. MacKinnon & White 1985, "Some heteroskedasticity-consistent covariance matrix
+            estimators", J. Econometrics 29(3), the estimator HC3 (the error of a mean after a regression).
         """
-        z = self.family.sample(point, self.eps)
+        z, dim = self.family.sample(point, self.eps), self.dim
         _, grad = self.density.value_and_grad(z)
         self.num_gradients += len(z)
-        each = self._scores(point, grad).unflatten(0, self.sets.shape[:2]).mean(1)
+        each = self._scores(point, grad).unflatten(0, (2, -1)).mean(0)
         hessian = self._hessian(point, z)
         inverse = torch.linalg.inv(-(hessian + hessian.mT) / 2)
-        pulls = (each - each.mean(0)) @ inverse
-        shifts = self.family.spread(point, pulls[:, : self.dim])
-        logs = pulls[:, self.dim :]
+        pulls = each @ inverse
+        logs = pulls[:, dim:]
         if self.is_dense:
             moved = point.scale @ self._triangle(logs)
             logs = (moved * point.scale).sum(-1) / self.family.variance(point)
-        whole = self.family.spread(point, self.family.spread(point, inverse[: self.dim, : self.dim]).mT)
-        error = math.sqrt(len(each) * (len(each) - 1))
-        return Sensitivity(whole, shifts.square().sum(0).sqrt() / error, logs.square().sum(0).sqrt() / error)
+        wanted = torch.cat([self.family.spread(point, pulls[:, :dim]), logs], -1)
+        basis = torch.linalg.qr(self._moments()).Q
+        # a residual is as much smaller than the error as its pair has had a say in the regression
+        residual = (wanted - basis @ (basis.mT @ wanted)) / (1 - basis.square().sum(-1, keepdim=True))
+        error = residual.square().sum(0).sqrt() / len(basis)
+        whole = self.family.spread(point, self.family.spread(point, inverse[:dim, :dim]).mT)
+        return Sensitivity(whole, error[:dim], error[dim:])
+
+    def _moments(self) -> Tensor:
+        """What the draws have exactly: a one for each pair, and products of coordinates where these were matched."""
+        half = self.eps[: len(self.eps) // 2]
+        ones = half.new_ones(len(half), 1)
+        if not matches_moments(len(half), self.dim):
+            return ones
+        rows, columns = torch.tril_indices(self.dim, self.dim, device=half.device)
+        if len(half) < SPARE * len(rows) + 1:
+            rows = columns = torch.arange(self.dim, device=half.device)
+        return torch.cat([ones, half[:, rows] * half[:, columns]], -1)
 
     # --- derivatives --------------------------------------------------------------------------------------------------
 
@@ -195,24 +215,23 @@ class FixedDrawELBO:
 
 
 def fixed_draws(family: LocationScale, dim: int, num_particles: int | None, generator: torch.Generator) -> Tensor:
-    """Sets of antithetic draws, with exact second moments where each set has enough of them.
+    """Antithetic draws, with exact second moments where there are enough of them.
 
     Args:
         family: A normal family.
         dim: D.
-        num_particles: Draws in all; chosen from D if ``None``.
+        num_particles: Draws, at least four; chosen from D if ``None``.
         generator: Source of the draws.
 
     Shape:
-        result ``(sets, K, D)``, float64.
+        result ``(N, D)``, float64.
     """
-    per_set = max(16, 4 * dim + 4 if dim <= 64 else 0)
-    if family.is_dense:
-        per_set = max(per_set, 4 * dim + 4)
-    if num_particles is not None:
-        per_set = max(2, math.ceil(num_particles / NUM_SETS / 2) * 2)
-    half = family.draw((NUM_SETS, per_set // 2), dim, generator=generator, dtype=torch.float64)
-    return torch.stack([family.particles(one) for one in half])
+    if num_particles is None:
+        each = DENSE_DRAWS_PER_DIMENSION * dim if family.is_dense else min(DRAWS_PER_DIMENSION * dim, MAX_DRAWS)
+        num_particles = max(MIN_DRAWS, each)
+    return family.particles(
+        family.draw((max(2, -(-num_particles // 2)),), dim, generator=generator, dtype=torch.float64)
+    )
 
 
 def takes_fixed_draws(family: object) -> bool:

@@ -24,6 +24,8 @@ from pyro_vi_lab.isolation import threads
 from pyro_vi_lab.problem import Problem
 from pyro_vi_lab.trust_region import Ascent, End, maximize
 
+SMALL = 100
+"""Parameters up to which the Monte Carlo error is computed with the fit."""
 _STATUS = {End.MAXIMUM: Status.CONVERGED, End.OUT_OF_STEPS: Status.OUT_OF_STEPS}
 _RANK = [Status.CONVERGED, Status.OUT_OF_STEPS, Status.DIVERGED]
 
@@ -51,7 +53,7 @@ def fit_fixed_draws(
     generator = torch.Generator().manual_seed(seed)
     start = starts(made, num_restarts, generator, density)
     eps = fixed_draws(family, density.dim, num_particles, generator).to(density.device, density.dtype)
-    number = eps.shape[0] * eps.shape[1]
+    number = len(eps)
     if family.is_dense and number <= 4 * density.dim:
         raise ArgumentError(
             f"num_particles={num_particles}: over {number} antithetic draws the bound of a full-rank normal in "
@@ -75,7 +77,7 @@ def fit_fixed_draws(
     params = Params(*(torch.stack(parts) for parts in zip(*(one.point for one in ascents), strict=True)))
     optimum = FixedOptimum(target, ascents[0].point) if statuses[0] is Status.CONVERGED else None
     said = f"Newton's steps have reached the optimum over {number} fixed draws"
-    if optimum is not None and ascents[0].local.hessian is not None:
+    if optimum is not None and target.num_parameters <= SMALL:
         worst = float((optimum.sensitivity.loc_error / family.variance(ascents[0].point).sqrt()).max())
         said += f", which moves the means by about {worst:.1g} standard deviations at most"
     return _fit(
