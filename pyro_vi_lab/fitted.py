@@ -58,8 +58,8 @@ class Fit:
             ``seconds`` per row. Of a guide that is not over a family: ``negative_elbo``, ``step_size``, ``seconds``.
         objective: The :class:`~pyro_vi_lab.Captured` objective of such a guide; its ``explain()`` tells how it ran.
         mode: Value of every site where a fit of ``"map"`` or ``"mle"`` ended; ``None`` of all others. The history of
-            such a fit has ``negative_log_density`` in place of ``negative_elbo``, and ``gain``, the nats that the next
-            Newton step promises.
+            such a fit has ``negative_log_density`` in place of ``negative_elbo``, and ``gain``, the nats that each
+            step promised.
         fixed: The optimum over fixed draws of a fit with ``optim="fixed_draws"`` that has converged.
     """
 

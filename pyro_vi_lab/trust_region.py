@@ -1,8 +1,9 @@
 r"""Maximum of a smooth function by Newton steps inside a trust region.
 
 Each step maximizes the quadratic model :math:`g^\top p + \frac12 p^\top H p` over :math:`\|p\| \le r`: exactly, by the
-eigenvectors of H, where H is given; by conjugate gradients, truncated at the region's edge, where only its products
-with vectors are. The radius follows how well the model predicted the gain. It needs no concavity: saddles are left.
+eigenvectors of H, where H is given (lengths are then in units of :math:`|H_{ii}|^{-1/2}`, one for each coordinate); by
+conjugate gradients, truncated at the region's edge, where only its products with vectors are. The radius follows how
+well the model predicted the gain. It needs no concavity: saddles are left.
 
 The maximum is reached when a Newton step promises no more than rounding error, and Newton's steps get shorter as fast
 as they do near a maximum. At a supremum that lies at infinity they promise nothing either, and go on and on.
@@ -77,7 +78,7 @@ class End(Enum):
 
 
 class Mark(NamedTuple):
-    """One step of the history; ``gain`` is what the quadratic model promises of the next one, in nats."""
+    """One step of the history; ``gain`` is what the quadratic model promised of it, in nats."""
 
     value: float
     gain: float
@@ -96,11 +97,12 @@ class Ascent(NamedTuple):
 
 
 class Proposal(NamedTuple):
-    """A step, what it promises, and whether it is Newton's own, inside the region."""
+    """A step, what it promises, whether it is Newton's own, inside the region, and its length there."""
 
     step: Tensor
     gain: float
     is_newton: bool
+    length: float
 
 
 def maximize(
@@ -151,7 +153,7 @@ def maximize(
     for step in range(1, max_steps + 1):
         resolution = GAIN + 10 * eps * abs(local.value)
         proposal = propose(local, radius, resolution)
-        last, length = proposal.step, float(proposal.step.norm())
+        last, length = proposal.step, proposal.length
         if proposal.is_newton and proposal.gain <= resolution:
             contracts = newton is not None and _contracts(newton, proposal.step)
             if target.relative(point, proposal.step) <= SMALL_STEP or contracts:
@@ -159,6 +161,7 @@ def maximize(
                 new = target.local(moved)
                 if _finite(new):
                     point, local = moved, new
+                marks.append(Mark(local.value, proposal.gain, radius, time.perf_counter() - clock))
                 return Ascent(point, local, End.MAXIMUM, last, marks)
             idle += 1
             if idle > PATIENCE:
@@ -210,20 +213,33 @@ def propose(local: Local, radius: float, resolution: float) -> Proposal:
 
 
 def _exact(grad: Tensor, hessian: Tensor, radius: float, resolution: float) -> Proposal:
-    spectrum, vectors = torch.linalg.eigh((hessian + hessian.mT) / 2)
-    values, slope = spectrum.double().numpy(force=True), (vectors.mT @ grad).double().numpy(force=True)
-    flat = np.abs(values) <= 10 * len(values) * torch.finfo(grad.dtype).eps * np.abs(values).max()
+    # in units of the curvature of each coordinate: rounding would hide a coordinate whose own is far below the others'
+    size = hessian.diagonal().abs()
+    unit = torch.where(size > 0, size, 1.0).rsqrt()
+    spectrum, vectors = torch.linalg.eigh(unit.unsqueeze(-1) * (hessian + hessian.mT) / 2 * unit)
+    values, slope = spectrum.double().numpy(force=True), (vectors.mT @ (unit * grad)).double().numpy(force=True)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        step, is_newton = _inside(values, slope, radius, resolution, eps=torch.finfo(grad.dtype).eps)
+        gain, length = float(slope @ step + values @ step**2 / 2), float(np.linalg.norm(step))
+    return Proposal(unit * _along(vectors, step), gain, is_newton, length)
+
+
+def _inside(
+    values: NDArray[np.float64], slope: NDArray[np.float64], radius: float, resolution: float, *, eps: float
+) -> tuple[NDArray[np.float64], bool]:
+    """The best step in coordinates along the eigenvectors, and whether it is Newton's."""
+    flat = np.abs(values) <= 10 * len(values) * eps * np.abs(values).max()
     flat &= np.abs(slope) * max(radius, 1.0) <= resolution
     highest = float(values[~flat].max(initial=-math.inf))
 
     def at(shift: float) -> NDArray[np.float64]:
         gap = np.where(flat, 1.0, shift - values)
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            return np.where(flat | (slope == 0), 0.0, slope / gap)
+        found: NDArray[np.float64] = np.where(flat | (slope == 0), 0.0, slope / gap)
+        return found
 
     newton = at(0.0) if highest < 0 else None
     if newton is not None and np.linalg.norm(newton) <= radius:
-        return Proposal(_along(vectors, newton), float(slope @ newton) / 2, not flat.any())
+        return newton, not flat.any()
     floor = max(highest, 0.0)
     low, high = floor, floor + float(np.linalg.norm(slope)) / radius
     for _ in range(BISECTIONS):
@@ -235,7 +251,7 @@ def _exact(grad: Tensor, hessian: Tensor, radius: float, resolution: float) -> P
         # the hard case: at a saddle the gradient says nothing of the way up
         top = int(values.argmax())
         step[top] += math.copysign(math.sqrt(missing), slope[top])
-    return Proposal(_along(vectors, step), float(slope @ step + values @ step**2 / 2), False)
+    return step, False
 
 
 def _along(vectors: Tensor, coordinates: NDArray[np.float64]) -> Tensor:
@@ -258,11 +274,11 @@ def _truncated(grad: Tensor, product: Callable[[Tensor], Tensor], radius: float)
         if not math.isfinite(length) or float((step + length * direction).norm()) >= radius:
             length = _to_edge(step, direction, radius)
             step, image = step + length * direction, image + length * bent
-            return Proposal(step, float(grad @ step + step @ image / 2), False)
+            return Proposal(step, float(grad @ step + step @ image / 2), False, radius)
         step, image = step + length * direction, image + length * bent
         residual = residual + length * bent
         direction = residual + float(residual.square().sum()) / square * direction
-    return Proposal(step, float(grad @ step + step @ image / 2), True)
+    return Proposal(step, float(grad @ step + step @ image / 2), True, float(step.norm()))
 
 
 def _to_edge(step: Tensor, direction: Tensor, radius: float) -> float:

@@ -52,7 +52,8 @@ def test_curved_valley(dense: bool) -> None:
     """Rosenbrock's function, whose minimum is at (1, 1)."""
     ascent = climb(lambda x: -100 * (x[1] - x[0] ** 2) ** 2 - (1 - x[0]) ** 2, [-1.2, 1.0], dense=dense)
     assert ascent.end is End.MAXIMUM
-    torch.testing.assert_close(ascent.point, torch.ones(2, dtype=torch.float64), rtol=0, atol=1e-7)
+    atol = 1e-7 if dense else 1e-6  # conjugate gradients solve for a step no better than they must
+    torch.testing.assert_close(ascent.point, torch.ones(2, dtype=torch.float64), rtol=0, atol=atol)
     assert len(ascent.marks) < 60
     values = [mark.value for mark in ascent.marks]
     assert values == sorted(values)
@@ -119,15 +120,17 @@ def test_a_step_stays_inside_and_gains_what_it_promises(seed: int, dense: bool) 
         def model(p: Tensor) -> float:
             return float(grad @ p + p @ hessian @ p / 2)
 
-        assert found.step.norm() <= radius * (1 + 1e-9)
+        unit = hessian.diagonal().abs().rsqrt() if dense else torch.ones(6, dtype=torch.float64)
+        assert found.length <= radius * (1 + 1e-9)
+        assert float((found.step / unit).norm()) == pytest.approx(found.length)
         assert found.gain == pytest.approx(model(found.step), rel=1e-9)
-        assert found.gain >= model(grad / grad.norm() * radius * 1e-3)
+        assert found.gain >= model(grad / (grad / unit).norm() * radius * 1e-3)
         if dense:  # exact: no other point of the sphere or the ball is better
             others = torch.randn(500, 6, generator=generator, dtype=torch.float64)
             others *= (
                 radius * torch.rand(500, 1, generator=generator, dtype=torch.float64) / others.norm(dim=1, keepdim=True)
             )
-            assert all(model(p) <= found.gain + 1e-12 for p in others)
+            assert all(model(unit * p) <= found.gain + 1e-12 for p in others)
 
 
 def test_gain_of_the_history_is_what_is_left() -> None:
