@@ -10,8 +10,8 @@ which has a closed form. What it converges to minimizes a divergence between *sc
 the posterior is normal, and another normal where it is not.
 
 The batches are antithetic with exact second moments, in coordinates in which :math:`q_t` is a standard normal; a step
-after which the divergence has grown manifold is taken back, and a smaller :math:`\lambda` tried. Both are additions to
-the paper.
+after which the divergence has grown manifold, and the ELBO fallen, is taken back, and a smaller :math:`\lambda` tried.
+Both are additions to the paper.
 
 References:
     Cai, Modi, Pillaud-Vivien, Margossian, Gower, Blei & Saul 2024, "Batch and match: black-box variational inference
@@ -21,6 +21,7 @@ References:
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -38,9 +39,16 @@ MIN_BATCH = 64
 BATCH_PER_DIMENSION = 4
 """Draws per dimension: more than scores have degrees of freedom, so that a Gaussian posterior is matched exactly."""
 WINDOW = 5
-"""Steps that are compared with as many before them, to see whether noise is what moves q."""
+"""Steps that are compared with a single one, to see whether noise is what moves q."""
+DIRECTED = 4.0
+"""KL of that many steps, or of a mean over batches, relative to noise: steps on a straight way would make it 25."""
 WORSE = 4.0
-"""How manifold the divergence may grow in a step."""
+"""How manifold the divergence may grow in a step that does not raise the bound either: it is measured in the metric of
+the present q, and grows with that on the way."""
+NOISE = 0.5
+"""Nats of KL per dimension by which noise moves q in a step at most: longer steps are on their way."""
+MAX_BOLDNESS = 2.0**20
+"""Most that the learning rate is multiplied with."""
 REJECTIONS = 40
 """Steps in a row that may be taken back."""
 
@@ -85,9 +93,11 @@ def batch_and_match(
 ) -> Match:
     r"""Run until q no longer moves but for noise, and the mean over that noise is quiet.
 
-    The learning rate is the paper's, :math:`\lambda_t = BD/(t+1)`, until the steps get no shorter, and then
-    :math:`1/s` in the s-th step since, which is the mean over all batches since. It has converged when that mean has
-    moved by less than half the tolerance, in nats of KL, while the number of its batches doubled.
+    The learning rate is the paper's for normal posteriors, :math:`\lambda = BD`, doubled after each good step and
+    divided by four after a bad one, until several short steps lead no farther than one. From then on it is :math:`1/s`
+    in the s-th step, which makes q the mean over all batches since. It has converged when that mean has moved by less
+    than half the tolerance, in nats of KL, while the number of its batches doubled. If it has moved by more than its
+    noise, the larger steps begin anew.
 
     Args:
         density: Log density of z.
@@ -121,42 +131,47 @@ def batch_and_match(
     rounds = [Round(batch.negative_elbo, batch.divergence, 0.0, 0.0, time.perf_counter() - clock)]
     on_step(0, rounds[0])
     gradients, rejected, averaged = size, 0, 0
-    caution = 1.0
-    moves: list[float] = []
+    boldness = 1.0
+    way: list[tuple[float, Params]] = []  # the steps since the last change of the learning rate
     noise, earlier = math.inf, params
     status = Status.OUT_OF_STEPS if math.isfinite(batch.divergence) else Status.DIVERGED
     for step in range(1, max_steps + 1):
         if status is not Status.OUT_OF_STEPS:
             break
-        rate = caution * (1 / averaged if averaged else size * dim / step)
+        rate = 1 / averaged if averaged else boldness * size * dim
         proposal = matched(family, params, batch, rate)
         new = drawn(proposal)
         gradients += size
-        worse = math.isfinite(new.divergence) and new.divergence <= WORSE * batch.divergence + exact
-        if not (worse and math.isfinite(new.negative_elbo)):
+        nearer = new.divergence <= WORSE * batch.divergence + exact or new.negative_elbo <= batch.negative_elbo
+        nearer |= averaged > 0  # noise goes up and down
+        if not (nearer and math.isfinite(new.divergence) and math.isfinite(new.negative_elbo)):
             rejected += 1
-            caution /= 4
+            boldness /= 4
             rounds.append(rounds[-1]._replace(kl=0.0, step_size=rate, seconds=time.perf_counter() - clock))
             status = Status.DIVERGED if rejected > REJECTIONS else status
             continue
         kl = float(family.kl(proposal, params))
-        params, batch, rejected, caution = proposal, new, 0, min(1.0, 2 * caution)
+        params, batch, rejected, boldness = proposal, new, 0, min(MAX_BOLDNESS, 2 * boldness)
         rounds.append(Round(new.negative_elbo, new.divergence, kl, rate, time.perf_counter() - clock))
         on_step(step, rounds[-1])
         if float(params.loc.abs().max()) > MAX_SIZE or float(params.scale.abs().max()) > MAX_SIZE:
             status = Status.DIVERGED
-        elif kl < exact and caution == 1:
+        elif kl < exact and boldness >= 1:
             status = Status.CONVERGED
         elif averaged:
             averaged += 1
-            if averaged & (averaged - 1) == 0:  # it has doubled
-                quiet = float(family.kl(params, earlier)) < limit and noise / averaged < limit
-                status = Status.CONVERGED if quiet and averaged >= 8 else status
+            if averaged >= 8 and averaged & (averaged - 1) == 0:  # it has doubled
+                moved = float(family.kl(params, earlier))
+                status = Status.CONVERGED if moved < limit and noise / averaged < limit else status
+                if moved > limit and moved > DIRECTED * noise / averaged * 2:
+                    averaged, way = 0, []
                 earlier = params
         else:
-            moves.append(kl)
-            if len(moves) >= 2 * WINDOW and min(moves[-WINDOW:]) > min(moves[-2 * WINDOW : -WINDOW]) / 2:
-                averaged, earlier, noise = 1, params, sum(moves[-WINDOW:]) / WINDOW
+            way.append((kl, params))
+            if len(way) > WINDOW:
+                noise = statistics.median(one for one, _ in way[-WINDOW:])
+                if noise < NOISE * dim and float(family.kl(params, way[-WINDOW - 1][1])) < DIRECTED * noise:
+                    averaged, earlier = 1, params
     return Match(params, status, rounds, gradients)
 
 

@@ -246,8 +246,8 @@ def _inside(
         middle = (low + high) / 2
         low, high = (middle, high) if np.linalg.norm(at(middle)) > radius else (low, middle)
     step = at(high) if high > floor else np.zeros_like(slope)
-    missing = radius**2 - float(step @ step)
-    if highest > 0 and missing > 1e-6 * radius**2:
+    missing = radius * radius - float(step @ step)
+    if highest > 0 and missing > 1e-6 * radius * radius:
         # the hard case: at a saddle the gradient says nothing of the way up
         top = int(values.argmax())
         step[top] += math.copysign(math.sqrt(missing), slope[top])

@@ -245,7 +245,8 @@ def perfect(y: Tensor) -> None:
 def test_mode_at_the_edge_is_none(guide: str, model: Callable[..., None], args: tuple[Tensor, ...], site: str) -> None:
     fit = mode(model, *args, guide=guide)
     assert fit.status is not Status.CONVERGED
-    assert site in fit.message
+    if (guide, site) != ("mle", "tau"):  # without priors tau·theta is one number
+        assert site in fit.message
     if fit.status is Status.DIVERGED:
         with pytest.raises(FitError, match=f"the {guide} fit of {model.__name__} has no mode: diverged"):
             fit.point()
