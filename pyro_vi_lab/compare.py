@@ -17,6 +17,7 @@ from pyro_vi_lab.density_engine import Status
 from pyro_vi_lab.errors import ArgumentError, DataError, LabWarning
 from pyro_vi_lab.export import data_hash, plain, save_arviz, staged, to_arviz, versions
 from pyro_vi_lab.fit import Fit, fit
+from pyro_vi_lab.fit_guide import is_point_estimate
 from pyro_vi_lab.nuts import nuts
 from pyro_vi_lab.posterior import Posterior
 from pyro_vi_lab.problem import Problem
@@ -161,7 +162,8 @@ class Comparison:
             name = row["candidate"]
             row["message"] = str(self.fits[name].message)
             row["warnings"] = reasons[name]
-            row["negative_elbo_history"] = self.fits[name].history["negative_elbo"].tolist()
+            history = self.fits[name].history
+            row["negative_elbo_history"] = history["negative_elbo"].tolist() if "negative_elbo" in history else []
         found: dict[str, Any] = {
             "created_by": "pyro-vi-lab",
             "versions": versions(),
@@ -275,10 +277,17 @@ def compare(
         progress: Show progress on long work.
 
     Raises:
-        ArgumentError: No guides, an unknown guide, or a reference without a site of this problem.
+        ArgumentError: No guides, an unknown guide, a guide that is a point, or a reference without a site of this
+            problem.
         DataError: Draws of the reference have another shape than the problem's site.
     """
     candidates = _named(guides)
+    for name, guide in candidates.items():
+        if is_point_estimate(guide):
+            raise ArgumentError(
+                f"guide {name!r} is a point, which has no spread to compare with a posterior's: compare 'laplace', the "
+                "normal at the mode"
+            )
     if reference is not None:
         _check_reference(problem, reference)
     # The fits come first: they are quick, and a wrong guide should not cost a run of NUTS.

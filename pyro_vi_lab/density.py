@@ -16,7 +16,7 @@ from pyro_vi_lab.errors import ArgumentError, CaptureError, CompileError, LabWar
 from pyro_vi_lab.isolation import default_dtype
 from pyro_vi_lab.native import NativeFunction, compile_native
 from pyro_vi_lab.posterior import element_name
-from pyro_vi_lab.program import Program
+from pyro_vi_lab.program import Part, Program
 from pyro_vi_lab.sites import Structure
 from pyro_vi_lab.user_errors import is_indefinite, user_errors
 
@@ -63,6 +63,8 @@ class LogDensity:
         structure: Its sites.
         name: What to call it in messages.
         dtype: Type of z and of the result.
+        part: ``"joint"`` for the density above, ``"constrained"`` for :math:`\log p(T(z), \text{data})`, without the
+            log determinant, ``"likelihood"`` for :math:`\log p(\text{data} \mid T(z))`.
 
     Attributes:
         dim: D, the length of z.
@@ -83,6 +85,7 @@ class LogDensity:
         *,
         name: str,
         dtype: torch.dtype,
+        part: Part = "joint",
     ) -> None:
         if structure.subsampled:
             raise ModelError(
@@ -90,7 +93,7 @@ class LogDensity:
                 "(subsample_size); the density "
                 "needs all of them: give the plate no subsample_size"
             )
-        program = Program(model, args, kwargs, structure, name=name, dtype=dtype)
+        program = Program(model, args, kwargs, structure, name=name, dtype=dtype, part=part)
         self._program, self._structure, self._data = program, structure, program.data
         self.name, self.dtype, self.device, self.dim, self.sites = (
             name,
@@ -126,10 +129,18 @@ class LogDensity:
             structure: Its sites.
             check: Whether a graph that is kept is compared with eager Pyro on these data.
         """
-        other = LogDensity(self._program.model, args, kwargs, structure, name=self.name, dtype=self.dtype)
+        options: dict[str, Any] = {"name": self.name, "dtype": self.dtype, "part": self._program.part}
+        other = LogDensity(self._program.model, args, kwargs, structure, **options)
         if self._lifted and _same_but_data(self._program, other._program):
             other._source, other._check_source = self, check
         return other
+
+    def of_part(self, part: Part) -> LogDensity:
+        """The density of another part of the same model and data."""
+        args, kwargs = self._program.arguments(self._data)
+        return LogDensity(
+            self._program.model, args, kwargs, self._structure, name=self.name, dtype=self.dtype, part=part
+        )
 
     def observed(self) -> dict[str, Tensor]:
         """Values of the observed sites, by a run of the model."""
@@ -229,6 +240,17 @@ class LogDensity:
         identity = torch.eye(self.dim, dtype=self.dtype, device=self.device)
         pairs = torch.cat([z.to(identity).unsqueeze(-2).expand(shape), identity.expand(shape)], -1)
         return self._rows("hessian_product", pairs)[0]
+
+    def hessian_product(self, z: Tensor, vector: Tensor) -> Tensor:
+        """Second derivatives of the log density times a vector.
+
+        Shape:
+            z and vector ``(..., D)``, result the same.
+        """
+        self._check_width(z, self.dim)
+        if self._graph("hessian_product") is None:
+            return torch.einsum("...ij,...j->...i", self.hessian(z), vector.to(self.device, self.dtype))
+        return self._rows("hessian_product", torch.cat(torch.broadcast_tensors(z, vector), -1))[0]
 
     def constrain(self, z: Tensor) -> dict[str, Tensor]:
         """Values of the latent and the deterministic sites.

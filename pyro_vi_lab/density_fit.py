@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 import warnings
@@ -12,18 +11,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pyro import poutine
 from torch import Tensor
 
 from pyro_vi_lab.density import LogDensity
 from pyro_vi_lab.density_batch import DensityBatch
 from pyro_vi_lab.density_engine import Record, Result, Status, ascend, ascend_in_stages
-from pyro_vi_lab.errors import ArgumentError, LabWarning, unknown_name
+from pyro_vi_lab.errors import ArgumentError, LabWarning
 from pyro_vi_lab.families import Family, Params
+from pyro_vi_lab.fit_guide import name_by_content, prepared
 from pyro_vi_lab.fit_progress import fit_progress
 from pyro_vi_lab.fitted import Fit, draw
-from pyro_vi_lab.guides import GUIDES, FamilyGuide
-from pyro_vi_lab.isolation import model_run, threads
+from pyro_vi_lab.guides import FamilyGuide
+from pyro_vi_lab.isolation import threads
 from pyro_vi_lab.natural_step import tolerance
 from pyro_vi_lab.problem import Problem
 from pyro_vi_lab.tiers import Compile
@@ -36,13 +35,6 @@ RARE_COORDINATES = 256
 """Coordinates of which such draws are looked at together."""
 PARALLEL_WORK = 2**22
 """Numbers per evaluation from which a second intra-op thread pays."""
-
-
-def is_over_family(guide: object) -> bool:
-    """Whether a guide, a guide class or a guide's name is one of ours over a family."""
-    if isinstance(guide, str):
-        return True
-    return isinstance(guide, FamilyGuide) or (isinstance(guide, type) and issubclass(guide, FamilyGuide))
 
 
 def fit_density(
@@ -63,9 +55,9 @@ def fit_density(
         raise ArgumentError(f"num_particles must be at least 4, got {num_particles!r}")
     began = time.perf_counter()
     density = problem.density()
-    name, made = _prepared(problem, guide, seed)
+    name, made = prepared(problem, guide, seed)
     generator = torch.Generator(device="cpu").manual_seed(seed)
-    start = _start(made, num_restarts, generator, density)
+    start = starts(made, num_restarts, generator, density)
     # an instance says where to start, a class starts anywhere
     in_stages = not isinstance(guide, FamilyGuide)
     settings = _Settings(lr, max_kl, num_particles, max_steps, generator, compile, in_stages)
@@ -132,7 +124,7 @@ def fit_each(
             LabWarning,
             stacklevel=2,
         )
-    name, made = _prepared(problem, guide, seed)
+    name, made = prepared(problem, guide, seed)
     generator = torch.Generator(device="cpu").manual_seed(seed)
     start = Params(*(value.expand(len(problems), *value.shape).clone() for value in made.params))
     # an instance says where to start, a class starts anywhere
@@ -160,7 +152,7 @@ def _ascended(
     density: LogDensity | DensityBatch, family: Family, start: Params, settings: _Settings, title: str
 ) -> Result:
     with (
-        threads(_num_threads(density)),
+        threads(num_threads(density)),
         fit_progress(bool(title), title, settings.max_steps) as show,
     ):
         options = settings._asdict()
@@ -196,19 +188,19 @@ def _fit_of(
             Status.DIVERGED if status is Status.CONVERGED and share > MAX_RARE_SHARE else status
             for status, share in zip(judged, _rare_share(density, family, params), strict=True)
         ]
-    best = _best_first(density, family, params, judged, seed)
+    best = best_first(density, family, params, judged, seed)
     params, statuses = Params(*(value[best] for value in params)), tuple(judged[i] for i in best)
     order = [rows[i] for i in best]
     if statuses[0] is not Status.DIVERGED:
         guide.params = Params(*(value[0] for value in params))
-    _name_by_content(guide)
+    name_by_content(guide)
     return Fit(
         problem=problem,
         method=name,
         guide=guide,
         params=params,
         statuses=statuses,
-        message=_message(statuses, density, guide.family, params, float(result.gap[order[0]]), max_steps),
+        message=message(statuses, density, family, params, gap=float(result.gap[order[0]]), max_steps=max_steps),
         num_steps=len(result.records) - 1,
         num_gradients=result.num_gradients,
         seconds=time.perf_counter() - began,
@@ -217,56 +209,8 @@ def _fit_of(
     )
 
 
-def _prepared(problem: Problem, guide: Any, seed: int) -> tuple[str, FamilyGuide]:
-    """The guide's name and an instance with parameters; the user's own is where the fit starts, and stays as it is."""
-    if isinstance(guide, str):
-        if guide not in GUIDES:
-            raise unknown_name("guide", guide, GUIDES)
-        guide = GUIDES[guide]
-    kind = guide if isinstance(guide, type) else type(guide)
-    name = next((key for key, one in GUIDES.items() if kind is one), kind.__name__)
-    if isinstance(guide, type):
-        # a guide made from a class is the same every time: its prototype is a run of the model, for which the seed
-        # matters only where the start is drawn
-        made = problem.kept.get((guide, None)) or problem.kept.get((guide, seed))
-        if made is None:
-            made = _set_up(problem, _of_class(problem, guide), seed)
-            problem.kept[guide, None if made.starts_at_origin else seed] = made
-        return name, made.twin()
-    return name, _set_up(problem, guide.twin(), seed)
-
-
-def _of_class(problem: Problem, kind: type[FamilyGuide]) -> FamilyGuide:
-    discrete = [site.name for site in problem.sites.values() if site.kind == "discrete"]
-    return kind(poutine.block(problem.model, hide=discrete) if discrete else problem.model)
-
-
-def _set_up(problem: Problem, guide: FamilyGuide, seed: int) -> FamilyGuide:
-    if guide.prototype_trace is None:
-        with model_run(seed=seed, dtype=problem.dtype, validate=False):
-            guide._setup_prototype(*problem.args, **problem.kwargs)
-    expected = problem.density().dim
-    if guide.latent_dim != expected:
-        raise ArgumentError(
-            f"the guide has {guide.latent_dim} latent dimensions, problem {problem.name} has {expected}"
-        )
-    return guide
-
-
-def _name_by_content(guide: FamilyGuide) -> None:
-    """Give a guide a name of its own in Pyro's param store.
-
-    The store goes by names: under the name of its class the guide would, when it is run, take over the scale of
-    whatever
-    guide of that class is in the store already.
-    """
-    digest = hashlib.blake2b(digest_size=4)
-    for value in guide.params:
-        digest.update(value.numpy(force=True).tobytes())
-    guide._pyro_name = f"{type(guide).__name__}_{digest.hexdigest()}"
-
-
-def _start(guide: FamilyGuide, num_restarts: int, generator: torch.Generator, density: LogDensity) -> Params:
+def starts(guide: FamilyGuide, num_restarts: int, generator: torch.Generator, density: LogDensity) -> Params:
+    """Where each restart starts: the first where the guide is, the others jittered."""
     params = Params(*(value.to(density.device, density.dtype).unsqueeze(0) for value in guide.params))
     loc = params.loc.repeat(num_restarts, 1)
     jitter = (torch.rand(loc[1:].shape, generator=generator, dtype=loc.dtype) * 2 - 1) * RESTART_RADIUS
@@ -274,12 +218,13 @@ def _start(guide: FamilyGuide, num_restarts: int, generator: torch.Generator, de
     return Params(loc, params.scale.repeat(num_restarts, *(1 for _ in params.scale.shape[1:])))
 
 
-def _num_threads(density: LogDensity | DensityBatch) -> int:
+def num_threads(density: LogDensity | DensityBatch) -> int:
+    """Intra-op threads that pay for a density of this size."""
     present = torch.get_num_threads()
     return present if density.work * 64 >= PARALLEL_WORK else 1
 
 
-def _best_first(density: LogDensity, family: Family, params: Params, status: list[Status], seed: int) -> list[int]:
+def best_first(density: LogDensity, family: Family, params: Params, status: list[Status], seed: int) -> list[int]:
     """Restarts by status, then by ELBO from draws that all of them share."""
     if len(status) == 1:
         return [0]
@@ -289,18 +234,32 @@ def _best_first(density: LogDensity, family: Family, params: Params, status: lis
     return sorted(range(len(status)), key=lambda i: (rank.index(status[i]), -elbo[i]))
 
 
-def _message(
+def message(
     statuses: tuple[Status, ...],
     density: LogDensity,
     family: Family,
     params: Params,
+    *,
     gap: float,
     max_steps: int,
+    converged: str = "",
 ) -> str:
+    """What the status of the best restart means, and what to do.
+
+    Args:
+        statuses: How each restart ended, best first.
+        density: What was fitted.
+        family: The family.
+        params: Its members, best first.
+        gap: Nats that the best one may still gain; NaN if that is not known.
+        max_steps: Most steps.
+        converged: What to say of a fit that has converged; by default what the natural gradient says.
+    """
     others = sum(status is not Status.CONVERGED for status in statuses)
     suffix = f"; {others} of {len(statuses)} restarts did not converge" if others and len(statuses) > 1 else ""
     if statuses[0] is Status.CONVERGED:
-        return f"converged: the natural gradient promises less than {tolerance(density.dim):.2g} nats more{suffix}"
+        said = converged or f"the natural gradient promises less than {tolerance(density.dim):.2g} nats more"
+        return f"converged: {said}{suffix}"
     loc, sd = params.loc[0], family.variance(Params(*(value[0] for value in params))).sqrt()
     size = sd.maximum(loc.abs())
     worst = int(size.argmax())
@@ -314,10 +273,10 @@ def _message(
             f"logarithm of a scale: a guide with normal noise has a finite one{suffix}"
         )
     if statuses[0] is Status.OUT_OF_STEPS:
+        left = "" if math.isnan(gap) else f" with about {gap:.2g} nats still to gain"
         return (
-            f"stopped after max_steps={max_steps} with about {gap:.2g} nats still to gain: raise max_steps, or start "
-            f"nearer with the guide's init_loc_fn; {farthest}: if it goes on and on, give this site a proper "
-            f"prior{suffix}"
+            f"stopped after max_steps={max_steps}{left}: raise max_steps, or start nearer with the guide's "
+            f"init_loc_fn; {farthest}: if it goes on and on, give this site a proper prior{suffix}"
         )
     if not bool(torch.isfinite(density.log_prob(loc))):
         return (

@@ -12,9 +12,9 @@ from typing import Any, TextIO
 import torch
 
 from pyro_vi_lab.density import LogDensity
-from pyro_vi_lab.density_fit import is_over_family
 from pyro_vi_lab.errors import ArgumentError, CompileError
 from pyro_vi_lab.fit import fit
+from pyro_vi_lab.fit_guide import is_over_family, is_point
 from pyro_vi_lab.isolation import default_dtype, own_params, threads
 from pyro_vi_lab.native import compiler
 from pyro_vi_lab.problem import Problem
@@ -50,9 +50,8 @@ def explain(problem: Problem, guide: Any = "full_rank", *, file: TextIO | None =
     """
     if not isinstance(problem, Problem):
         raise ArgumentError(f"problem must be a pyro_vi_lab.Problem, got {type(problem).__name__}")
-    lines = (
-        _density(problem.density()) if is_over_family(guide) and not problem.subsamples else _program(problem, guide)
-    )
+    of_density = (is_over_family(guide) or is_point(guide)) and not problem.subsamples
+    lines = _density(problem.density()) if of_density else _program(problem, guide)
     (file or sys.stdout).write("\n".join(lines) + "\n")
 
 

@@ -64,7 +64,8 @@ def to_arviz(
             sites have none.
 
     Raises:
-        ArgumentError: ``result`` is something else, or an ``MCMC`` that was not run.
+        ArgumentError: ``result`` is something else, an ``MCMC`` that was not run, or a point (a fit of ``"map"`` or
+            ``"mle"``), whose intervals of no width would pass for those of a posterior.
         FitError: The fit diverged, so that it has no posterior.
 
     Example:
@@ -164,6 +165,11 @@ def _tree(
     predictive: bool = True,
     log_likelihood: bool = True,
 ) -> Any:
+    if posterior.info.get("point"):
+        raise ArgumentError(
+            f"the draws of {posterior.method} are all one point and no posterior: take the point from fit.point(), or "
+            "fit 'laplace', the normal at the mode"
+        )
     groups: dict[str, Group] = {"posterior": _drawn(posterior.draws, problem)}
     if posterior.stats:
         groups["sample_stats"] = _stats(posterior)

@@ -9,24 +9,32 @@ from typing import Any
 from pyro.infer import ELBO
 from pyro.optim.optim import PyroOptim
 
-from pyro_vi_lab.density_fit import fit_density, is_over_family
-from pyro_vi_lab.errors import ArgumentError
+from pyro_vi_lab.density_fit import fit_density
+from pyro_vi_lab.errors import ArgumentError, unknown_name
+from pyro_vi_lab.fit_guide import is_over_family, is_point
 from pyro_vi_lab.fitted import Fit
+from pyro_vi_lab.mode_fit import fit_mode, fit_mode_of_batches
 from pyro_vi_lab.problem import Problem
 from pyro_vi_lab.program_fit import fit_program
+from pyro_vi_lab.second_order_fit import fit_batch_and_match, fit_fixed_draws
 from pyro_vi_lab.tiers import Compile, check_compile
 
 __all__ = ["Fit", "fit"]
 
-DENSITY_STEPS, PROGRAM_STEPS = 500, 50_000
-"""Most steps by default, of natural gradients of a density and of stochastic gradients of a program."""
+DENSITY_STEPS, MODE_STEPS, PROGRAM_STEPS = 500, 200, 50_000
+"""Most steps by default: of natural gradients of a density, of Newton's towards a mode, of stochastic gradients."""
+
+OTHERS: dict[str, Callable[..., Fit]] = {"fixed_draws": fit_fixed_draws, "batch_and_match": fit_batch_and_match}
+"""Other ways to fit a guide over a family than the natural gradient."""
+OTHER_STEPS = {"fixed_draws": 200, "batch_and_match": 2000}
+OPTIMS = ("natural_gradient", *OTHERS)
 
 
 def fit(
     problem: Problem,
     guide: str | type[Any] | Callable[..., Any] = "full_rank",
     *,
-    optim: PyroOptim | None = None,
+    optim: PyroOptim | str | None = None,
     objective: ELBO | None = None,
     lr: float | None = None,
     max_kl: float = 8.0,
@@ -44,6 +52,11 @@ def fit(
     natural gradient promises less than ``min(0.01, 5e-4·D)`` nats more of the bound: the guide is near a (local)
     optimum of its family.
 
+    The guides ``"map"``, ``"mle"`` and ``"laplace"`` go by Newton steps to a mode (:mod:`pyro_vi_lab.mode_fit`): of the
+    density of the constrained sites as Pyro's ``AutoDelta``, of the likelihood, and of the density on the
+    unconstrained scale. The first two give a point (:meth:`Fit.point`), the last a full-rank normal. ``CONVERGED`` then
+    means a strict local maximum; one that lies at the edge of a support, or is flat, is said to be none.
+
     Any other Pyro guide, and any guide of a problem with minibatches, goes by stochastic gradients of the captured
     objective (:mod:`pyro_vi_lab.program_engine`), and is trained in place with its parameters in Pyro's param store, as
     :class:`pyro.infer.SVI` does. ``CONVERGED`` then means that the loss no longer falls by more than its noise.
@@ -54,8 +67,13 @@ def fit(
         problem: Model and data.
         guide: A name of ``GUIDES``, a guide class of ours or of ``pyro.infer.autoguide``, an instance (of ours: its
             present location and scale are the start), or any Pyro guide.
-        optim: Optimizer of the second kind of fit, used as it is; by default Adam, and the natural gradient for guides
-            over a family without local sites, with step sizes that fall when the loss stands still.
+        optim: Of guides over a family a name: ``"natural_gradient"`` (the default); ``"fixed_draws"``, Newton's method
+            on the bound over fixed draws, for ``"mean_field"`` and ``"full_rank"``, which also gives
+            :meth:`Fit.linear_response` and :meth:`Fit.monte_carlo_error` (:mod:`pyro_vi_lab.fixed_draws`);
+            ``"batch_and_match"``, for ``"full_rank"``, whose optimum is that of a divergence between scores and not
+            of the bound (:mod:`pyro_vi_lab.batch_and_match`). Of the second kind of fit an optimizer, used as it is;
+            by default Adam, and the natural gradient for guides over a family without local sites, with step sizes
+            that fall when the loss stands still.
         objective: Objective of the second kind of fit; by default ``Trace_ELBO``, ``TraceEnum_ELBO`` where the model
             has discrete sites, and :class:`~pyro_vi_lab.ELBO` for guides over a family.
         lr: Largest natural-gradient step size, in (0, 1], by default 1, a full Newton-like step; of the second kind of
@@ -65,7 +83,8 @@ def fit(
         if ``None``.
         num_restarts: Fits in one batch: the first from the guide's start, the others jittered uniformly by ±2.
         seed: Seed of all randomness.
-        max_steps: Most steps; by default 500, and 50,000 of the second kind of fit.
+        max_steps: Most steps; by default 500, 200 of a mode and of fixed draws, 2000 of batch and match, and 50,000 of
+            the second kind of fit.
         progress: Show a progress line on a terminal when the work takes long.
         compile: Whether graphs are compiled. ``True``: all, and of a fit by natural gradients the whole step, kept for
             later fits of the problem; ``False``: none. ``"auto"``: where it pays, which is with many restarts, and in
@@ -95,8 +114,24 @@ def fit(
         )
     _check_numbers(lr=lr, max_kl=max_kl, num_particles=num_particles, num_restarts=num_restarts, max_steps=max_steps)
     check_compile(compile)
+    if isinstance(optim, str):
+        if optim not in OPTIMS:
+            raise unknown_name("optim", optim, OPTIMS)
+        if not is_over_family(guide) or (problem.subsamples and optim != "natural_gradient"):
+            raise ArgumentError(
+                f"optim={optim!r} is for guides over a family and problems that see all rows at once; give a Pyro "
+                "optimizer, or none"
+            )
+    if is_point(guide) and not problem.subsamples:
+        _refuse("is fitted by Newton steps of the log density", guide, optim=optim, objective=objective, lr=lr)
+        return fit_mode(
+            problem, guide, num_restarts=num_restarts, seed=seed, max_steps=max_steps or MODE_STEPS, progress=progress
+        )
     if not is_over_family(guide) or problem.subsamples:
-        return fit_program(
+        # the mode of what is seen batch by batch: by stochastic gradients, like all else of that kind
+        fit_one = fit_mode_of_batches if is_point(guide) else fit_program
+        optim = None if isinstance(optim, str) else optim
+        return fit_one(
             problem,
             guide,
             optim=optim,
@@ -109,12 +144,20 @@ def fit(
             progress=progress,
             compile=compile,
         )
-    for name, value in (("optim", optim), ("objective", objective)):
-        if value is not None:
-            raise ArgumentError(
-                f"{name} is for guides that are not over a family and for minibatches; the guide {guide!r} is fitted "
-                "by natural gradients of the log density"
-            )
+    if isinstance(optim, str) and optim != "natural_gradient":
+        _refuse(f"is fitted with optim={optim!r}, which has no step size", guide, objective=objective, lr=lr)
+        return OTHERS[optim](
+            problem,
+            guide,
+            num_particles=num_particles,
+            num_restarts=num_restarts,
+            seed=seed,
+            max_steps=max_steps or OTHER_STEPS[optim],
+            progress=progress,
+        )
+    if not isinstance(optim, str):
+        _refuse("is fitted by natural gradients of the log density", guide, optim=optim)
+    _refuse("is fitted by natural gradients of the log density", guide, objective=objective)
     return fit_density(
         problem,
         guide,
@@ -127,6 +170,14 @@ def fit(
         progress=progress,
         compile=compile,
     )
+
+
+def _refuse(how: str, guide: Any, **given: Any) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise ArgumentError(
+                f"{name} is for guides that are not over a family and for minibatches; the guide {guide!r} {how}"
+            )
 
 
 def _check_numbers(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -15,9 +17,23 @@ from pyro_vi_lab.density import LogDensity
 from pyro_vi_lab.density_engine import Status
 from pyro_vi_lab.errors import ArgumentError, FitError
 from pyro_vi_lab.families import Family, Params
+from pyro_vi_lab.fixed_draws import FixedDrawELBO, Sensitivity
 from pyro_vi_lab.posterior import Posterior
 from pyro_vi_lab.problem import Problem
 from pyro_vi_lab.program_draws import program_draws, program_elbo
+
+
+@dataclass(frozen=True, eq=False)
+class FixedOptimum:
+    """An optimum over fixed draws, and what follows from the curvature there, computed when it is asked for."""
+
+    target: FixedDrawELBO
+    point: Params
+
+    @cached_property
+    def sensitivity(self) -> Sensitivity:
+        """Linear response and Monte Carlo error."""
+        return self.target.sensitivity(self.point)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +57,10 @@ class Fit:
             ``gap`` (estimated nats below the optimum), ``step_size``, ``kl`` of the step, and ``num_particles``,
             ``seconds`` per row. Of a guide that is not over a family: ``negative_elbo``, ``step_size``, ``seconds``.
         objective: The :class:`~pyro_vi_lab.Captured` objective of such a guide; its ``explain()`` tells how it ran.
+        mode: Value of every site where a fit of ``"map"`` or ``"mle"`` ended; ``None`` of all others. The history of
+            such a fit has ``negative_log_density`` in place of ``negative_elbo``, and ``gain``, the nats that each
+            step promised.
+        fixed: The optimum over fixed draws of a fit with ``optim="fixed_draws"`` that has converged.
     """
 
     problem: Problem
@@ -55,6 +75,8 @@ class Fit:
     seed: int
     history: dict[str, NDArray[Any]] = field(repr=False)
     objective: Any = field(default=None, repr=False)
+    mode: dict[str, Tensor] | None = field(default=None, repr=False)
+    fixed: FixedOptimum | None = field(default=None, repr=False)
 
     @property
     def status(self) -> Status:
@@ -86,6 +108,19 @@ class Fit:
         """
         return self._members("loc").loc[0]
 
+    def point(self) -> dict[str, Tensor]:
+        """Value of every latent and deterministic site at the mode, of a fit of ``"map"`` or ``"mle"``.
+
+        Raises:
+            ArgumentError: Another guide, which is a distribution.
+            FitError: The fit diverged, so that there is no mode.
+        """
+        if self.mode is None:
+            raise ArgumentError(f"a fit of the guide {self.method} is no point; see posterior().mean(), or fit 'map'")
+        if self.status is Status.DIVERGED:
+            raise FitError(f"the {self.method} fit of {self.problem.name} has no mode: {self.message}")
+        return self.mode
+
     def covariance(self) -> Tensor:
         """Covariance on the unconstrained scale of the best restart, ``(D, D)``.
 
@@ -95,7 +130,48 @@ class Fit:
         members = self._members("covariance")
         return self.family.covariance(Params(*(value[0] for value in members)))
 
+    def linear_response(self) -> Tensor:
+        r"""Covariance on the unconstrained scale by linear response, ``(D, D)``, of a fit with ``optim="fixed_draws"``.
+
+        How the mean of z would move if the log density were tilted by :math:`t^\top z`: exact where the posterior is
+        normal, also for a mean-field guide, whose own variances are too small there and whose correlations are zero.
+
+        .. math:: \frac{\partial E_q[z]}{\partial t} = \big[(-\nabla^2 \hat{\mathcal L})^{-1}\big]_{\mu\mu}
+
+        Raises:
+            ArgumentError: A fit of another kind.
+            FitError: The fit has not converged.
+
+        References:
+            Giordano, Broderick & Jordan 2018, "Covariances, robustness, and variational Bayes", JMLR 19, Theorem 1.
+        """
+        return self._optimum("linear response").linear_response
+
+    def monte_carlo_error(self) -> tuple[Tensor, Tensor]:
+        """How far other draws would have moved a fit with ``optim="fixed_draws"``, as standard errors.
+
+        Of the location, and of the logarithm of every coordinate's standard deviation, ``(D,)`` each.
+
+        Raises:
+            ArgumentError: A fit of another kind.
+            FitError: The fit has not converged.
+
+        References:
+            Giordano, Ingram & Broderick 2024, "Black box variational inference with a deterministic objective",
+            JMLR 25, Section 3.3.
+        """
+        found = self._optimum("Monte Carlo error")
+        return found.loc_error, found.log_sd_error
+
+    def _optimum(self, what: str) -> Sensitivity:
+        if self.fixed is not None:
+            return self.fixed.sensitivity
+        if "radius" in self.history and self.params is not None and "negative_elbo" in self.history:
+            raise FitError(f"the {self.method} fit of {self.problem.name} has no {what}: {self.message}")
+        raise ArgumentError(f"this fit has no {what}: fit 'mean_field' or 'full_rank' with optim='fixed_draws'")
+
     def _members(self, what: str) -> Params:
+        self._refuse_point(what)
         if self.params is None:
             raise ArgumentError(
                 f"a fit of the guide {self.method} has no {what}: that guide is not over a family on the unconstrained "
@@ -103,12 +179,20 @@ class Fit:
             )
         return self.params
 
+    def _refuse_point(self, what: str) -> None:
+        if self.mode is not None:
+            raise ArgumentError(
+                f"a fit of the guide {self.method} has no {what}: it is a point (see point()) and no "
+                "distribution; fit 'laplace' for a normal at the mode, or 'full_rank'"
+            )
+
     def elbo(self, num_draws: int = 1000, seed: int = 0) -> tuple[float, float]:
         """ELBO in nats and its Monte Carlo standard error, from fresh draws of the best restart.
 
         Raises:
-            ArgumentError: Fewer than two draws.
+            ArgumentError: Fewer than two draws, or a fit of a point, whose bound is minus infinity.
         """
+        self._refuse_point("ELBO")
         if num_draws < 2:
             raise ArgumentError(f"num_draws must be at least 2 for a standard error, got {num_draws}")
         if self.params is None:
@@ -129,7 +213,9 @@ class Fit:
         Raises:
             FitError: Every restart diverged.
             DataError: Too few draws, or the density is not finite at some of them.
+            ArgumentError: A fit of a point.
         """
+        self._refuse_point("importance weights")
         if self.status is Status.DIVERGED:
             raise FitError(f"the {self.method} fit of {self.problem.name} has no posterior: {self.message}")
         if self.params is None:
@@ -153,6 +239,9 @@ class Fit:
     def posterior(self, num_draws: int = 1000, seed: int = 0) -> Posterior:
         """Independent draws of the fitted guide, one chain per restart that did not diverge.
 
+        Those of a fit of a point (``"map"``, ``"mle"``) are all equal to it, in one chain, as those of Pyro's
+        ``Predictive`` of an ``AutoDelta``: good for predictions from the point, and no measure of uncertainty.
+
         Raises:
             FitError: Every restart diverged.
         """
@@ -169,6 +258,9 @@ class Fit:
             "seed": self.seed,
             "draws_seed": seed,
         }
+        if self.mode is not None:
+            equal = {name: value.expand(1, num_draws, *value.shape) for name, value in self.point().items()}
+            return Posterior(draws=equal, method=self.method, info={**info, "point": True})
         if self.params is None:
             drawn = program_draws(self.problem, self.guide, num_draws, seed)
             return Posterior(
@@ -190,16 +282,19 @@ class Fit:
         )
 
     def plot(self) -> Any:
-        """Axes with the negative ELBO against the steps."""
+        """Axes with the negative ELBO, or the negative log density of a point, against the steps."""
         from matplotlib import pyplot
 
         _, axes = pyplot.subplots()
-        values = self.history["negative_elbo"].reshape(len(self.history["seconds"]), -1)
+        kept = "negative_elbo" if "negative_elbo" in self.history else "negative_log_density"
+        what = kept.replace("_elbo", " ELBO").replace("_", " ")
+        values = self.history[kept].reshape(len(self.history["seconds"]), -1)
         # far starts are millions of nats above the optimum; near it the estimates of the bound scatter around zero
-        last = values[-1].min() if self.status is Status.DIVERGED else -self.elbo()[0]
+        known = self.status is Status.DIVERGED or kept == "negative_log_density"
+        last = np.nanmin(values) if known else -self.elbo()[0]
         axes.plot(values - last)
         axes.set_yscale("symlog", linthresh=0.1)
-        axes.set(xlabel="step", ylabel="negative ELBO above that of the fit (nats)", title=self.problem.name)
+        axes.set(xlabel="step", ylabel=f"{what} above that of the fit (nats)", title=self.problem.name)
         return axes
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pyro import poutine
@@ -20,6 +20,10 @@ from pyro_vi_lab.errors import ModelError
 from pyro_vi_lab.isolation import model_run
 from pyro_vi_lab.sites import Site, Structure
 
+Part = Literal["joint", "constrained", "likelihood"]
+"""What a density is of: the joint density of z, that of the constrained sites, without the log determinant of the
+change of variables, or the observed sites alone."""
+
 
 class Program:
     """Functions of one unconstrained vector z ``(D,)`` and of the data, each a tuple of tensors; a run of Pyro each.
@@ -31,6 +35,7 @@ class Program:
         structure: Its sites.
         name: What to call it in messages.
         dtype: Type of z and of the results.
+        part: What the density is of.
     """
 
     def __init__(
@@ -42,8 +47,9 @@ class Program:
         *,
         name: str,
         dtype: torch.dtype,
+        part: Part = "joint",
     ) -> None:
-        self.model, self.name, self.dtype = model, name, dtype
+        self.model, self.name, self.dtype, self.part = model, name, dtype, part
         self.sites: dict[str, Site] = {key: site for key, site in structure.sites.items() if site.kind == "latent"}
         self._structure = structure
         self._slices: dict[str, slice] = {}
@@ -70,10 +76,9 @@ class Program:
 
     def trace(self, z: Tensor, data: tuple[Tensor, ...], *, enumerate_discrete: bool) -> tuple[Any, Tensor]:
         """Trace of the model at ``z`` and the log determinant of the change of variables."""
-        change = ChangeOfVariables(
-            {key: z[part].reshape(self.sites[key].unconstrained_shape) for key, part in self._slices.items()}
-        )
-        args, kwargs = self._arguments(data)
+        kind = ChangeOfVariables if self.part != "likelihood" else _WithoutPrior
+        change = kind({key: z[part].reshape(self.sites[key].unconstrained_shape) for key, part in self._slices.items()})
+        args, kwargs = self.arguments(data)
         model: Callable[..., Any] = self.model
         with ExitStack() as stack:
             stack.enter_context(_quiet(self.dtype))
@@ -109,7 +114,8 @@ class Program:
                 "every run"
             )
 
-    def _arguments(self, data: tuple[Tensor, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def arguments(self, data: tuple[Tensor, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The model's arguments with these tensors among them."""
         remaining = iter(data)
         leaves = [next(remaining) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
         args, kwargs = pytree.tree_unflatten(leaves, self.spec)
@@ -118,6 +124,8 @@ class Program:
     def value(self, z: Tensor, *data: Tensor) -> tuple[Tensor, ...]:
         """Log density."""
         trace, log_det = self.trace(z, data or self.data, enumerate_discrete=self.enumerates)
+        if self.part != "joint":
+            log_det = torch.zeros_like(log_det)
         with _quiet(self.dtype):
             if not self.enumerates:
                 return (trace.log_prob_sum() + log_det,)
@@ -174,7 +182,7 @@ class Program:
             values[key] = flat[position : position + site.shape.numel()].reshape(site.shape)
             position += site.shape.numel()
         inverse = _InverseChange(values)
-        args, kwargs = self._arguments(data or self.data)
+        args, kwargs = self.arguments(data or self.data)
         model: Callable[..., Any] = self.model
         with ExitStack() as stack:
             stack.enter_context(_quiet(self.dtype))
@@ -185,6 +193,15 @@ class Program:
             stack.enter_context(inverse)
             model(*args, **kwargs)
         return (torch.cat([inverse.result[key].reshape(-1) for key in self.sites]),)
+
+
+class _WithoutPrior(ChangeOfVariables):
+    """Leaves the densities of the sites that it sets out of the model's."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        super()._pyro_sample(msg)
+        if msg["name"] in self.values:
+            msg["mask"] = False
 
 
 class _InverseChange(Messenger):

@@ -30,6 +30,11 @@ def antithetic(
     return paired(noise.sample((num_particles // 2, *batch, dim), generator=generator, dtype=dtype))
 
 
+def matches_moments(pairs: int, dim: int) -> bool:
+    """Whether there are enough pairs of draws for exact second moments."""
+    return pairs >= ROOM * dim + 1
+
+
 def paired(half: Tensor) -> Tensor:
     r"""Pairs ±ε, whitened where there are enough of them so that their second moment is exactly the identity.
 
@@ -40,7 +45,7 @@ def paired(half: Tensor) -> Tensor:
         half ``(K / 2, *R, D)``, result ``(K, *R, D)``.
     """
     pairs, dim = half.shape[0], half.shape[-1]
-    if pairs >= ROOM * dim + 1:
+    if matches_moments(pairs, dim):
         columns = half.movedim(0, -1)
         factor = torch.linalg.cholesky(columns @ columns.mT / pairs)
         identity = torch.eye(dim, dtype=half.dtype, device=half.device)

@@ -1,17 +1,22 @@
 """Guides: families as Pyro autoguides, usable in plain ``pyro.infer.SVI``."""
 
+from pyro.infer.autoguide import AutoGuide
+
 from pyro_vi_lab.guides.amortized import Amortized
 from pyro_vi_lab.guides.block import BlockNormal
 from pyro_vi_lab.guides.conjugate import Conjugate, init_to_prior
+from pyro_vi_lab.guides.continuous_guide import ContinuousGuide
 from pyro_vi_lab.guides.family_guide import FamilyGuide
 from pyro_vi_lab.guides.flow import FLOWS, Flow
 from pyro_vi_lab.guides.full_rank import FullRankNormal, FullRankStudentT
 from pyro_vi_lab.guides.initialization import init_to_origin
+from pyro_vi_lab.guides.laplace import LaplaceApproximation
 from pyro_vi_lab.guides.low_rank import LowRankNormal
 from pyro_vi_lab.guides.mean_field import MeanFieldLaplace, MeanFieldNormal, MeanFieldStudentT
+from pyro_vi_lab.guides.point import MAP, MLE, PointGuide
 from pyro_vi_lab.guides.unconstrained_guide import UnconstrainedGuide
 
-GUIDES: dict[str, type[FamilyGuide]] = {
+FAMILY_GUIDES: dict[str, type[FamilyGuide]] = {
     "mean_field": MeanFieldNormal,
     "full_rank": FullRankNormal,
     "block": BlockNormal,
@@ -20,22 +25,35 @@ GUIDES: dict[str, type[FamilyGuide]] = {
     "full_rank_student_t": FullRankStudentT,
     "mean_field_laplace": MeanFieldLaplace,
 }
+"""Guides over a family of distributions, by name."""
+
+POINT_GUIDES: dict[str, type[PointGuide]] = {"laplace": LaplaceApproximation, "map": MAP, "mle": MLE}
+"""Guides that are fitted by looking for a mode, by name."""
+
+GUIDES: dict[str, type[AutoGuide]] = {**FAMILY_GUIDES, **POINT_GUIDES, "flow": Flow, "conjugate": Conjugate}
 """Guides by the name that :func:`pyro_vi_lab.fit` and the command line take."""
 
 __all__ = [
+    "FAMILY_GUIDES",
     "FLOWS",
     "GUIDES",
+    "MAP",
+    "MLE",
+    "POINT_GUIDES",
     "Amortized",
     "BlockNormal",
     "Conjugate",
+    "ContinuousGuide",
     "FamilyGuide",
     "Flow",
     "FullRankNormal",
     "FullRankStudentT",
+    "LaplaceApproximation",
     "LowRankNormal",
     "MeanFieldLaplace",
     "MeanFieldNormal",
     "MeanFieldStudentT",
+    "PointGuide",
     "UnconstrainedGuide",
     "init_to_origin",
     "init_to_prior",

@@ -7,19 +7,18 @@ from typing import Any, ClassVar, Self
 
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from pyro.nn import PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
-from pyro_vi_lab.change_of_variables import ChangeOfVariables, bijection
+from pyro_vi_lab.change_of_variables import bijection
 from pyro_vi_lab.errors import ArgumentError, ModelError
 from pyro_vi_lab.families import Family, Params
+from pyro_vi_lab.guides.continuous_guide import ContinuousGuide
 from pyro_vi_lab.guides.initialization import init_to_origin
-from pyro_vi_lab.guides.unconstrained_guide import UnconstrainedGuide
 
 
-class FamilyGuide(UnconstrainedGuide):
+class FamilyGuide(ContinuousGuide):
     """Base of the guides θ = μ + σ·ε over the unconstrained latent vector z.
 
     Args:
@@ -38,8 +37,6 @@ class FamilyGuide(UnconstrainedGuide):
     scale_constraints: ClassVar[Mapping[str, constraints.Constraint]]
     """Names of the parameters of the scale, as Pyro's guides call them, and their constraints."""
 
-    loc: Tensor
-
     def __init__(
         self,
         model: Callable[..., Any],
@@ -53,32 +50,17 @@ class FamilyGuide(UnconstrainedGuide):
         self._init_scale = float(init_scale)
         super().__init__(model, init_loc_fn, create_plates=create_plates)
 
-    def _make_parameters(self, by_row: set[str]) -> None:
-        self.family = self._family()
-        loc = self._init_loc()
-        if "loc" not in self._parameters:  # not loaded
-            self.params = self.family.initial(loc, self._init_scale)
-        elif self.loc.shape != loc.shape:
-            raise ModelError(
-                f"the state that {type(self).__name__} was loaded from has {len(self.loc)} latent dimensions, its "
-                f"model has {len(loc)}"
-            )
-
     def _family(self) -> Family:
         """The family for the sites of the first run."""
         return self.family
 
-    def twin(self) -> Self:
-        """A guide of the same model with parameters of its own, equal to the present ones."""
-        other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__)
-        for name in ("_parameters", "_pyro_params"):
-            other.__dict__[name] = self.__dict__[name].copy()
-        # with the context of this one, new parameters of the other would take this one's out of the param store
-        other.__dict__["_pyro_context"] = type(self._pyro_context)()
-        if self.prototype_trace is not None:
-            other.params = self.params
-        return other
+    def _start_at(self, loc: Tensor, *, loaded: bool) -> None:
+        self.family = self._family()
+        if not loaded:
+            self.params = self.family.initial(loc, self._init_scale)
+
+    def _take_parameters(self, other: Self) -> None:
+        self.params = other.params
 
     @property
     def params(self) -> Params:
@@ -107,19 +89,6 @@ class FamilyGuide(UnconstrainedGuide):
     def get_base_dist(self) -> Any:
         """Standard normal over z."""
         return dist.Normal(torch.zeros_like(self.loc), torch.ones_like(self.loc)).to_event(1)
-
-    @torch.no_grad()
-    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Value of each site at the location.
-
-        Takes the model's ``*args, **kwargs`` where a support depends on other sites.
-        """
-        if not self._support_depends:
-            return dict(super().median(*args, **kwargs))
-        change = ChangeOfVariables({site["name"]: value for site, value in self._unpack_latent(self.loc.detach())})
-        with poutine.block(), change:
-            self._model_of("the support of a site depends on other sites")(*args, **kwargs)
-        return change.values
 
     def quantiles(self, quantiles: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Quantiles of each site, coordinate by coordinate.

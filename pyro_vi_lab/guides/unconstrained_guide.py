@@ -103,26 +103,44 @@ class UnconstrainedGuide(AutoContinuous):
             self._setup_prototype(*args, **kwargs)
         plates = self._create_plates(*args, **kwargs)
         unconstrained = self._draw(plates, *args, **kwargs)
-        change = ChangeOfVariables(unconstrained)
-        if self._support_depends:
+        change = self._change(unconstrained)
+        if self._why_model:
             rows = active_rows()
             same = SameRows({name: _indices(plate) for name, plate in plates.items() if _sees_part(plate)})
             with poutine.block(), copy.copy(rows) if rows else same, change:
-                self._model_of("the support of a site depends on other sites")(*args, **kwargs)
+                self._model_of(self._why_model)(*args, **kwargs)
         else:
             for name in unconstrained:
                 change.visit(name, self._prototype_nodes()[name]["fn"])
         result = {}
-        for name, value in change.values.items():
+        for name in change.values:
             event_dim = self._prototype_nodes()[name]["fn"].event_dim
-            log_density = 0.0 if poutine.get_mask() is False else -change.log_dets[name]
-            if isinstance(log_density, Tensor):
-                log_density = sum_rightmost(log_density, log_density.dim() - value.dim() + event_dim)
             with ExitStack() as stack:
                 for frame in self._stacks[name]:
                     stack.enter_context(plates[frame.name])
-                result[name] = pyro.sample(name, DensityDelta(value, log_density=log_density, event_dim=event_dim))
+                result[name] = pyro.sample(name, self._point(change, name, event_dim))
         return result
+
+    @property
+    def _why_model(self) -> str:
+        """Why each call has to run the model; empty if it need not."""
+        return "the support of a site depends on other sites" if self._support_depends else ""
+
+    def _change(self, unconstrained: Mapping[str, Tensor]) -> ChangeOfVariables:
+        """The change of variables of one call."""
+        return ChangeOfVariables(unconstrained)
+
+    def _point(self, change: ChangeOfVariables, name: str, event_dim: int) -> Any:
+        """The distribution of a site's value, given z."""
+        value = change.values[name]
+        log_density = 0.0 if poutine.get_mask() is False else self._log_density(change, name)
+        if isinstance(log_density, Tensor):
+            log_density = sum_rightmost(log_density, log_density.dim() - value.dim() + event_dim)
+        return DensityDelta(value, log_density=log_density, event_dim=event_dim)
+
+    def _log_density(self, change: ChangeOfVariables, name: str) -> Tensor | float:
+        """Log density of a site's value, given z: of the change of variables alone."""
+        return -change.log_dets[name]
 
     def _model_of(self, why: str) -> Callable[..., Any]:
         if self._model is None:

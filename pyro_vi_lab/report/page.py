@@ -152,7 +152,9 @@ def _pictures(comparison: Comparison, worst: list[str]) -> dict[str, Any]:
         }
         for i, parameter in enumerate(for_panels)
     ]
-    histories = {name: fit.history["negative_elbo"] for name, fit in comparison.fits.items()}
+    histories = {
+        name: fit.history["negative_elbo"] for name, fit in comparison.fits.items() if "negative_elbo" in fit.history
+    }
     curves = []
     if comparison.best is not None:
         lowest = -comparison.elbos[comparison.best][0]

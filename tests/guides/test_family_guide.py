@@ -35,14 +35,14 @@ from torch.distributions import constraints, kl_divergence
 import pyro_vi_lab as vl
 from pyro_vi_lab.errors import ArgumentError, ModelError
 from pyro_vi_lab.families import Params
-from pyro_vi_lab.guides import GUIDES, FamilyGuide, FullRankStudentT, MeanFieldLaplace, MeanFieldStudentT
+from pyro_vi_lab.guides import FAMILY_GUIDES, FamilyGuide, FullRankStudentT, MeanFieldLaplace, MeanFieldStudentT
 from pyro_vi_lab.guides.unconstrained_guide import DensityDelta
 
 EPS = torch.finfo(torch.float64).eps
 STANDARD_ERRORS = 5
 
 MARGINALS = {MeanFieldStudentT: stats.t(5), FullRankStudentT: stats.t(5), MeanFieldLaplace: stats.laplace()}
-each_guide = pytest.mark.parametrize("kind", GUIDES.values(), ids=GUIDES)
+each_guide = pytest.mark.parametrize("kind", FAMILY_GUIDES.values(), ids=FAMILY_GUIDES)
 
 
 @pytest.fixture(autouse=True)
