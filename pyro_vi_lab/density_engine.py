@@ -47,6 +47,12 @@ MAX_NUMBERS = 2**25
 models."""
 
 
+SEARCH_RADII = (2.0, 2.0, 4.0, 8.0)
+"""Half-widths of the uniform jitter of the starts that look for modes: as Stan's initial values, and wider."""
+SEARCH_STEPS = 100
+"""Most steps of those: what is a mode shows early, and one of them that is lost must not take all steps."""
+
+
 class Status(Enum):
     """How a fit ended."""
 
@@ -102,7 +108,7 @@ def ascend(
         start: Where each fit starts.
         lr: Largest step size.
         max_kl: First radius of the trust region, in nats.
-        num_particles: Particles at the start; chosen from D if ``None``.
+        num_particles: Particles at the start, of each part of the family; chosen from D if ``None``.
         max_steps: Most steps.
         generator: Source of all randomness.
         on_step: Called with the number and the record of each step.
@@ -110,7 +116,8 @@ def ascend(
     """
     num_fits, dim = start.loc.shape
     clock = time.perf_counter()
-    most = max(MIN_PARTICLES, min(MAX_PARTICLES, MAX_NUMBERS // (density.work * num_fits) // 2 * 2))
+    parts = family.num_parts
+    most = max(MIN_PARTICLES, min(MAX_PARTICLES, MAX_NUMBERS // (density.work * num_fits * parts) // 2 * 2))
     particles = num_particles or max(MIN_PARTICLES, PARTICLES_PER_DIMENSION * dim if dim <= MAX_DENSE else 0)
     particles += particles % 2
     most = max(most, particles)
@@ -126,7 +133,7 @@ def ascend(
 
     step_once = Stepper(density, family, lr=lr, max_kl=max_kl, compile=compile)
     whole = step_once.first(start, noise(num_fits))
-    gradients = particles * num_fits
+    gradients = particles * parts * num_fits
     zero = torch.zeros_like(whole.radius)
     records = [_record(whole, Report(zero, zero, zero > 0), particles, clock)]
     on_step(0, records[0])
@@ -144,7 +151,7 @@ def ascend(
             state = pytree.tree_map(lambda value, rows=chosen: None if value is None else value[rows], state)
             step_once.choose(chosen)
         state, report = step_once(state, noise(len(state.radius)), can_grow=particles < most)
-        gradients += particles * len(state.radius)
+        gradients += particles * parts * len(state.radius)
         if index is not None:
             report = Report(*(value.new_zeros(num_fits).index_put((index,), value) for value in report))
         whole = _put(whole, index, state)
@@ -177,15 +184,33 @@ def ascend_in_stages(
     """
     if family.precursor is None:
         return ascend(density, family, start, max_steps=max_steps, on_step=on_step, **settings)
-    clock = time.perf_counter()
-    first = ascend_in_stages(
-        density, family.precursor, family.to_precursor(start), max_steps=max_steps, on_step=on_step, **settings
-    )
+    clock, starts = time.perf_counter(), family.num_starts
+    first_start = family.to_precursor(start)
+    if starts == 1:
+        first = ascend_in_stages(
+            density, family.precursor, first_start, max_steps=max_steps, on_step=on_step, **settings
+        )
+        second_start = family.from_precursor(first.params)
+    else:
+        several = _from_several_places(
+            density,
+            family.precursor,
+            first_start,
+            starts,
+            max_steps=min(max_steps, SEARCH_STEPS),
+            on_step=lambda step, record: on_step(step, _best(record, starts)),
+            **settings,
+        )
+        params, elbo = several.params, -several.records[-1].negative_elbo
+        first = replace(several, records=[_best(record, starts) for record in several.records])
+        second_start = family.from_precursors(
+            Params(*(value.unflatten(0, (starts, -1)) for value in params)), elbo.unflatten(0, (starts, -1))
+        )
     done, seconds = len(first.records) - 1, time.perf_counter() - clock
     last = ascend(
         density,
         family,
-        family.from_precursor(first.params),
+        second_start,
         max_steps=max_steps - done,
         on_step=lambda step, record: on_step(done + step, record),
         **settings,
@@ -193,6 +218,30 @@ def ascend_in_stages(
     # the evaluation before the first step of the second stage is none of a step
     later = [replace(record, seconds=record.seconds + seconds) for record in last.records[1:]]
     return Result(last.params, last.status, last.gap, first.records + later, first.num_gradients + last.num_gradients)
+
+
+def _from_several_places(
+    density: LogDensity | DensityBatch, family: Family, start: Params, number: int, **settings: Any
+) -> Result:
+    """Fits from the start and from pairs of points on either side of it, all at once: ``(number * R, ...)``."""
+    loc = start.loc
+    jitter = torch.rand((number // 2, *loc.shape), generator=settings["generator"], dtype=loc.dtype) * 2 - 1
+    radii = torch.tensor(SEARCH_RADII, dtype=loc.dtype)[torch.arange(number // 2) % len(SEARCH_RADII)]
+    away = (jitter * radii.reshape(-1, 1, 1)).to(loc.device)
+    places = torch.cat([loc.unsqueeze(0), loc + away, loc - away])[:number]
+    rows = torch.arange(len(loc), device=loc.device).repeat(len(places))
+    return ascend_in_stages(density.chosen(rows), family, Params(places.flatten(0, 1), start.scale[rows]), **settings)
+
+
+def _best(record: Record, starts: int) -> Record:
+    """Of the fits from several places, what the best has."""
+    bounds = torch.nan_to_num(record.negative_elbo, nan=torch.inf).unflatten(0, (starts, -1))
+    index = bounds.argmin(0, keepdim=True)
+    values = {
+        name: getattr(record, name).unflatten(0, (starts, -1)).gather(0, index)[0]
+        for name in ("negative_elbo", "gap", "step_size", "kl")
+    }
+    return replace(record, **values)
 
 
 def _put(whole: State, index: Tensor | None, part: State) -> State:

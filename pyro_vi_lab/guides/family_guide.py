@@ -187,13 +187,13 @@ class FamilyGuide(AutoContinuous):
 
     @torch.no_grad()
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Value of each site at the location.
+        """Value of each site at the median of z, coordinate by coordinate: at the location, where q is symmetric.
 
         Takes the model's ``*args, **kwargs`` where a support depends on other sites.
         """
         if not self._support_depends:
             return dict(super().median(*args, **kwargs))
-        change = ChangeOfVariables({site["name"]: value for site, value in self._unpack_latent(self.loc.detach())})
+        change = ChangeOfVariables({site["name"]: value for site, value in self._unpack_latent(self._loc_scale()[0].detach())})
         with poutine.block(), change:
             self._model_of("the support of a site depends on other sites")(*args, **kwargs)
         return change.values
