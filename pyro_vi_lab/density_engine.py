@@ -22,9 +22,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,12 +44,6 @@ MAX_PARTICLES = 4096
 MAX_NUMBERS = 2**25
 """Numbers in the intermediate results of one evaluation (256 MiB in float64), which limits the particles of large
 models."""
-
-
-SEARCH_RADII = (2.0, 2.0, 4.0, 8.0)
-"""Half-widths of the uniform jitter of the starts that look for modes: as Stan's initial values, and wider."""
-SEARCH_STEPS = 100
-"""Most steps of those: what is a mode shows early, and one of them that is lost must not take all steps."""
 
 
 class Status(Enum):
@@ -161,87 +154,6 @@ def ascend(
             particles = min(4 * particles, most)
     ends = [_STATUS[one] for one in whole.status.tolist()]
     return Result(whole.params, ends, whole.estimate.gap, records, gradients)
-
-
-def ascend_in_stages(
-    density: LogDensity | DensityBatch,
-    family: Family,
-    start: Params,
-    *,
-    max_steps: int,
-    on_step: Callable[[int, Record], None],
-    **settings: Any,
-) -> Result:
-    """The same by way of the family's precursor, from whose optimum this one's is near.
-
-    Args:
-        density: The target.
-        family: The approximating family.
-        start: Where each fit starts.
-        max_steps: Most steps, of all stages together.
-        on_step: Called with the number and the record of each step.
-        **settings: As of :func:`ascend`.
-    """
-    if family.precursor is None:
-        return ascend(density, family, start, max_steps=max_steps, on_step=on_step, **settings)
-    clock, starts = time.perf_counter(), family.num_starts
-    first_start = family.to_precursor(start)
-    if starts == 1:
-        first = ascend_in_stages(
-            density, family.precursor, first_start, max_steps=max_steps, on_step=on_step, **settings
-        )
-        second_start = family.from_precursor(first.params)
-    else:
-        several = _from_several_places(
-            density,
-            family.precursor,
-            first_start,
-            starts,
-            max_steps=min(max_steps, SEARCH_STEPS),
-            on_step=lambda step, record: on_step(step, _best(record, starts)),
-            **settings,
-        )
-        params, elbo = several.params, -several.records[-1].negative_elbo
-        first = replace(several, records=[_best(record, starts) for record in several.records])
-        second_start = family.from_precursors(
-            Params(*(value.unflatten(0, (starts, -1)) for value in params)), elbo.unflatten(0, (starts, -1))
-        )
-    done, seconds = len(first.records) - 1, time.perf_counter() - clock
-    last = ascend(
-        density,
-        family,
-        second_start,
-        max_steps=max_steps - done,
-        on_step=lambda step, record: on_step(done + step, record),
-        **settings,
-    )
-    # the evaluation before the first step of the second stage is none of a step
-    later = [replace(record, seconds=record.seconds + seconds) for record in last.records[1:]]
-    return Result(last.params, last.status, last.gap, first.records + later, first.num_gradients + last.num_gradients)
-
-
-def _from_several_places(
-    density: LogDensity | DensityBatch, family: Family, start: Params, number: int, **settings: Any
-) -> Result:
-    """Fits from the start and from pairs of points on either side of it, all at once: ``(number * R, ...)``."""
-    loc = start.loc
-    jitter = torch.rand((number // 2, *loc.shape), generator=settings["generator"], dtype=loc.dtype) * 2 - 1
-    radii = torch.tensor(SEARCH_RADII, dtype=loc.dtype)[torch.arange(number // 2) % len(SEARCH_RADII)]
-    away = (jitter * radii.reshape(-1, 1, 1)).to(loc.device)
-    places = torch.cat([loc.unsqueeze(0), loc + away, loc - away])[:number]
-    rows = torch.arange(len(loc), device=loc.device).repeat(len(places))
-    return ascend_in_stages(density.chosen(rows), family, Params(places.flatten(0, 1), start.scale[rows]), **settings)
-
-
-def _best(record: Record, starts: int) -> Record:
-    """Of the fits from several places, what the best has."""
-    bounds = torch.nan_to_num(record.negative_elbo, nan=torch.inf).unflatten(0, (starts, -1))
-    index = bounds.argmin(0, keepdim=True)
-    values = {
-        name: getattr(record, name).unflatten(0, (starts, -1)).gather(0, index)[0]
-        for name in ("negative_elbo", "gap", "step_size", "kl")
-    }
-    return replace(record, **values)
 
 
 def _put(whole: State, index: Tensor | None, part: State) -> State:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from pyro_vi_lab.density import LogDensity
 from pyro_vi_lab.density_batch import DensityBatch
-from pyro_vi_lab.density_engine import Record, Result, Status, ascend, ascend_in_stages
+from pyro_vi_lab.density_engine import Record, Result, Status, ascend
+from pyro_vi_lab.density_stages import ascend_in_stages
 from pyro_vi_lab.errors import ArgumentError, LabWarning, unknown_name
 from pyro_vi_lab.families import Family, Params
 from pyro_vi_lab.fit_progress import fit_progress

@@ -46,6 +46,7 @@ LAYERS = (
     (
         "density_engine",
         "density_fit",
+        "density_stages",
         "fit",
         "fit_progress",
         "fitted",

@@ -76,8 +76,8 @@ class Family(ABC):
     """Largest KL of a noisy step that nobody takes back where it made things worse, in nats."""
     num_parts: int = 1
     """Parts of a member of which each has particles of its own."""
-    num_starts: int = 1
-    """Fits of the precursor, from different places, that one member is made from."""
+    has_modes: bool = False
+    """Whether a member can have several modes, each of which a fit of the precursor finds."""
 
     @property
     def precursor(self) -> Family | None:
@@ -93,7 +93,7 @@ class Family(ABC):
         return params
 
     def from_precursors(self, params: Params, elbo: Tensor) -> Params:
-        """A member near those of the precursor that were found from :attr:`num_starts` places.
+        """A member near M of the precursor, each fitted from a place of its own, that have reached ``elbo``.
 
         Shape:
             params ``(M, *R, ...)``, elbo ``(M, *R)``.

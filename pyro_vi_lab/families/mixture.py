@@ -18,9 +18,6 @@ from pyro_vi_lab.families.scale import Dense, Scale
 NORMAL = Normal()
 MIN_LOG_WEIGHT = -50.0
 """Least log weight of a component: it costs nothing in the bound, and the way back takes a few steps only."""
-STARTS = 9
-"""Fits of the precursor, from the start and from pairs of points on either side of it: all that have found one of two
-basins of equal size, in one of 2⁸ fits, not counting the pairs."""
 SAME_MODE = 1.0
 """Nats between two fits of the precursor below which they are of one mode."""
 NEGLIGIBLE = 10.0
@@ -117,9 +114,9 @@ class Mixture(Family):
         return self.component
 
     @property
-    def num_starts(self) -> int:  # type: ignore[override]
-        """Enough to find the modes; one component is one mode."""
-        return STARTS if self.num_components > 1 else 1
+    def has_modes(self) -> bool:  # type: ignore[override]
+        """Unless there is one component only."""
+        return self.num_components > 1
 
     def to_precursor(self, params: Params) -> Params:
         """With the same mean and covariance, or variances."""
@@ -219,7 +216,9 @@ class Mixture(Family):
 
     def particles(self, half: Tensor) -> Tensor:
         """Pairs ±ε for each component, with exact second moments where there are enough of them."""
-        return torch.cat([paired(self._noise(half)).flatten(-2), half[..., -1:].repeat(2, *(1,) * (half.dim() - 1))], -1)
+        return torch.cat(
+            [paired(self._noise(half)).flatten(-2), half[..., -1:].repeat(2, *(1,) * (half.dim() - 1))], -1
+        )
 
     def _noise(self, eps: Tensor) -> Tensor:
         return eps[..., :-1].unflatten(-1, (self.num_components, -1))
@@ -291,9 +290,7 @@ class Mixture(Family):
             return torch.full_like(params.loc, u)
         log_weights, components = self.split(params)
         size = self.component.variance(components).sqrt()
-        return quantile(
-            log_weights.unsqueeze(-2), components.loc.mT, size.mT, torch.full_like(params.loc, u)
-        )
+        return quantile(log_weights.unsqueeze(-2), components.loc.mT, size.mT, torch.full_like(params.loc, u))
 
     def noise_quantile(self, probability: float) -> float:
         """Of the standard normal distribution."""

@@ -193,7 +193,9 @@ class FamilyGuide(AutoContinuous):
         """
         if not self._support_depends:
             return dict(super().median(*args, **kwargs))
-        change = ChangeOfVariables({site["name"]: value for site, value in self._unpack_latent(self._loc_scale()[0].detach())})
+        change = ChangeOfVariables(
+            {site["name"]: value for site, value in self._unpack_latent(self._loc_scale()[0].detach())}
+        )
         with poutine.block(), change:
             self._model_of("the support of a site depends on other sites")(*args, **kwargs)
         return change.values

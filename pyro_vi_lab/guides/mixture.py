@@ -111,7 +111,11 @@ class Mixture(FamilyGuide):
         # D + D² columns, or 2D
         dim = round((columns + 0.25) ** 0.5 - 0.5) if self.family.is_dense else columns // 2
         rest = scale[..., 1 + dim :]
-        return [scale[..., 0], scale[..., 1 : 1 + dim], rest.unflatten(-1, (dim, dim)) if self.family.is_dense else rest]
+        return [
+            scale[..., 0],
+            scale[..., 1 : 1 + dim],
+            rest.unflatten(-1, (dim, dim)) if self.family.is_dense else rest,
+        ]
 
     def _member(self) -> Params:
         return Params(self.loc, self.join_scale([getattr(self, name) for name in self.scale_constraints]))
