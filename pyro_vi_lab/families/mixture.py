@@ -150,11 +150,11 @@ class Mixture(Family):
     def _mixture_of_modes(self, params: Params, elbo: Tensor, distance: Tensor) -> Params:
         modes: list[int] = []
         for i in elbo.argsort(descending=True).tolist():
-            if not modes:
+            if modes and not float(elbo[i]) > float(elbo[modes[0]]) - NEGLIGIBLE:
+                break
+            if not modes or float(distance[i, modes].min()) > SAME_MODE:
                 modes.append(i)
-            elif len(modes) < self.num_components and float(elbo[i]) > float(elbo[modes[0]]) - NEGLIGIBLE:
-                if float(distance[i, modes].min()) > SAME_MODE:
-                    modes.append(i)
+        modes = modes[: self.num_components]
         log_weights = torch.log_softmax(elbo[modes], 0) if len(modes) > 1 else elbo.new_zeros(1)
         counts = torch.ones_like(log_weights)
         for _ in range(self.num_components - len(modes)):
@@ -216,9 +216,8 @@ class Mixture(Family):
 
     def particles(self, half: Tensor) -> Tensor:
         """Pairs ±ε for each component, with exact second moments where there are enough of them."""
-        return torch.cat(
-            [paired(self._noise(half)).flatten(-2), half[..., -1:].repeat(2, *(1,) * (half.dim() - 1))], -1
-        )
+        which = half[..., -1:]
+        return torch.cat([paired(self._noise(half)).flatten(-2), torch.cat([which, which])], -1)
 
     def _noise(self, eps: Tensor) -> Tensor:
         return eps[..., :-1].unflatten(-1, (self.num_components, -1))
@@ -406,9 +405,12 @@ class Mixture(Family):
     def step(self, params: Params, tangent: Tangent, *, lr: Tensor | float, max_kl: Tensor | float) -> Step:
         r"""The longest natural step of each component and of the weights with KL(new ‖ old) ≤ ``max_kl``.
 
-        By the chain rule that divergence is at most :math:`\sum_c \pi'_c \mathrm{KL}(q'_c \,\|\, q_c) + \mathrm{KL}(\pi'
-        \,\|\, \pi)`: half of it is for the components, each of which has a trust region of its own, and half for the
-        weights. The size is the mean over what the parts promise to gain.
+        By the chain rule that divergence is at most
+
+        .. math:: \sum_c \pi'_c\, \mathrm{KL}(q'_c \,\|\, q_c) + \mathrm{KL}(\pi' \,\|\, \pi),
+
+        of which half is for the components, each with a trust region of its own, and half for the weights. The size of
+        the step is the mean of theirs, weighted by what they promise to gain, and the KL is that bound.
         """
         log_weights, components = self.split(params)
         gain, part = self._parts(tangent)

@@ -56,7 +56,8 @@ class _Conditionals:
 
     def log_tails(self) -> tuple[Tensor, Tensor]:
         """Log F and log (1 - F), ``(K, *R, D)``."""
-        return tuple((self.log_weights + log_ndtr(sign * self.u)).logsumexp(-2) for sign in (1, -1))  # type: ignore[return-value]
+        lower, upper = ((self.log_weights + log_ndtr(sign * self.u)).logsumexp(-2) for sign in (1, -1))
+        return lower, upper
 
     def side(self) -> Tensor:
         """1 in the lower half of the conditional distribution, -1 in the upper, ``(K, *R, 1, D)``."""

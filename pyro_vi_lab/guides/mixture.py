@@ -22,7 +22,7 @@ DEFAULT_COMPONENTS = 3
 
 
 class Mixture(FamilyGuide):
-    r"""Mixture guide, :math:`q(z) = \sum_c \pi_c\, N(z \mid m_c, L_c L_c^\top)`, for several modes, skew or heavy tails.
+    r"""Mixture of normals, :math:`q(z) = \sum_c \pi_c\, N(z \mid m_c, L_c L_c^\top)`: for several modes, skew and tails.
 
     Its parameters are ``loc``, the mean of the mixture, ``logits``, the logarithms of the weights up to a constant,
     ``offsets`` of the components' means from ``loc``, up to a vector that all share, and ``scale_tril``.
@@ -110,12 +110,8 @@ class Mixture(FamilyGuide):
         columns = scale.shape[-1] - 1
         # D + D² columns, or 2D
         dim = round((columns + 0.25) ** 0.5 - 0.5) if self.family.is_dense else columns // 2
-        rest = scale[..., 1 + dim :]
-        return [
-            scale[..., 0],
-            scale[..., 1 : 1 + dim],
-            rest.unflatten(-1, (dim, dim)) if self.family.is_dense else rest,
-        ]
+        logits, offsets, rest = scale.split([1, dim, columns - dim], -1)
+        return [logits.squeeze(-1), offsets, rest.unflatten(-1, (dim, dim)) if self.family.is_dense else rest]
 
     def _member(self) -> Params:
         return Params(self.loc, self.join_scale([getattr(self, name) for name in self.scale_constraints]))
