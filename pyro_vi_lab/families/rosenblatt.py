@@ -117,7 +117,7 @@ def quantile(log_weights: Tensor, loc: Tensor, size: Tensor, u: Tensor) -> Tenso
         inner = side.unsqueeze(-1) * (middle.unsqueeze(-1) - loc) / size
         below = side * ((log_weights + log_ndtr(inner)).logsumexp(-1) - aim) < 0
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    return low + (high - low) / 2
+    return torch.where(low == high, low, low + (high - low) / 2)  # both may be infinite
 
 
 def attached(mixture: Components, z: Tensor, u: Tensor | None = None) -> Tensor:
@@ -141,8 +141,8 @@ def attached(mixture: Components, z: Tensor, u: Tensor | None = None) -> Tensor:
     change = change - change.detach()
     if u is not None:
         change = change - (log_normal(u.detach()) - log_density).exp() * (u - u.detach())
-    change = change.unsqueeze(-1)
-    return z - torch.linalg.solve_triangular(jacobian, change, upper=False, unitriangular=True).squeeze(-1)
+    step = torch.linalg.solve_triangular(jacobian, change.unsqueeze(-1), upper=False, unitriangular=True).squeeze(-1)
+    return torch.where(torch.isfinite(z).all(-1, keepdim=True), z - step, z)
 
 
 def log_normal(u: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ DEFAULT_COMPONENTS = 3
 
 
 class Mixture(FamilyGuide):
-    r"""Mixture of normals, :math:`q(z) = \sum_c \pi_c\, N(z \mid m_c, L_c L_c^\top)`: for several modes, skew and tails.
+    r"""Mixture of normals, :math:`q(z) = \sum_c \pi_c\, N(z \mid m_c, L_c L_c^\top)`: for several modes, skew, tails.
 
     Its parameters are ``loc``, the mean of the mixture, ``logits``, the logarithms of the weights up to a constant,
     ``offsets`` of the components' means from ``loc``, up to a vector that all share, and ``scale_tril``.
