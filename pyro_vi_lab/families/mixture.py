@@ -193,7 +193,8 @@ class Mixture(Family):
 
     def initial(self, loc: Tensor, size: float) -> Params:
         """Mixtures that are symmetric about ``loc``, with the covariance ``size²`` times the identity."""
-        components = self._apart(self.component.initial(loc, size), self.num_components, 0.0)
+        around = self.component.initial(torch.zeros_like(loc), size)  # loc itself may be infinite, as a prior's mean
+        components = self._apart(around, self.num_components, 0.0)
         return self.join(loc.new_zeros(components.loc.shape[:-1]), components)._replace(loc=loc)
 
     # --- the distribution -------------------------------------------------------------------------------------------
