@@ -113,11 +113,11 @@ def quantile(log_weights: Tensor, loc: Tensor, size: Tensor, u: Tensor) -> Tenso
     side = torch.where(u < 0, 1.0, -1.0).to(u.dtype)
     aim = log_ndtr(side * u)
     for _ in range(HALVINGS):
-        middle = low + (high - low) / 2
+        middle = low / 2 + high / 2  # both may be infinite
         inner = side.unsqueeze(-1) * (middle.unsqueeze(-1) - loc) / size
         below = side * ((log_weights + log_ndtr(inner)).logsumexp(-1) - aim) < 0
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    return torch.where(low == high, low, low + (high - low) / 2)  # both may be infinite
+    return low / 2 + high / 2
 
 
 def attached(mixture: Components, z: Tensor, u: Tensor | None = None) -> Tensor:
