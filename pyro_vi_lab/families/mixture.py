@@ -138,7 +138,7 @@ class Mixture(Family):
         batch = elbo.shape[1:]
         one, two = (Params(*(value.unsqueeze(axis) for value in params)) for axis in (1, 0))
         distance = self.component.kl(one, two)
-        distance = torch.minimum(distance, distance.transpose(0, 1)).flatten(2)  # (M, M, R)
+        distance = torch.minimum(distance, distance.transpose(0, 1)).reshape(len(elbo), len(elbo), -1)
         flat = Params(*(value.flatten(1, len(batch)) if batch else value.unsqueeze(1) for value in params))
         elbo = torch.nan_to_num(elbo, nan=-math.inf, posinf=-math.inf).reshape(len(elbo), -1)
         each = [

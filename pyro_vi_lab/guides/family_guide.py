@@ -78,7 +78,7 @@ class FamilyGuide(AutoContinuous):
         self.create_plates = create_plates
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        loaded = self.prototype_trace is None and "loc" in self._parameters
+        loaded = self.prototype_trace is None and self.has_params
         with model_on(self, active_rows()):
             super()._setup_prototype(*args, **kwargs)
         try:
@@ -156,6 +156,11 @@ class FamilyGuide(AutoContinuous):
         if self.prototype_trace is not None:
             other.params = self.params
         return other
+
+    @property
+    def has_params(self) -> bool:
+        """Whether there are parameters: once the guide has been run, or its state was loaded."""
+        return "loc" in self._parameters
 
     @property
     def params(self) -> Params:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Transform, constraints
 
 from pyro_vi_lab.errors import ArgumentError, ModelError
-from pyro_vi_lab.families import Dense, Diagonal, Params
+from pyro_vi_lab.families import FAMILIES, LocationScale, Params
 from pyro_vi_lab.families.mixture import Mixture as MixtureFamily
 from pyro_vi_lab.guides.family_distribution import FamilyDistribution
 from pyro_vi_lab.guides.family_guide import FamilyGuide
@@ -83,7 +83,10 @@ class Mixture(FamilyGuide):
         if covariance not in ("dense", "diagonal"):
             raise ArgumentError(f"covariance must be 'dense' or 'diagonal', got {covariance!r}")
         super().__init__(model, init_loc_fn, init_scale, create_plates=create_plates)
-        self.family = MixtureFamily(num_components, Dense() if covariance == "dense" else Diagonal())
+        # the scales of the families of one normal, so that graphs made for these are found again
+        normal = FAMILIES["full_rank" if covariance == "dense" else "mean_field"]
+        assert isinstance(normal, LocationScale)
+        self.family = MixtureFamily(num_components, normal.scale)
         if covariance == "diagonal":
             self.scale_constraints = {
                 "logits": constraints.real,
@@ -92,8 +95,7 @@ class Mixture(FamilyGuide):
             }
 
     def _family(self) -> MixtureFamily:
-        loaded = self._parameters.get("loc") is not None
-        if loaded and len(self.logits) != self.family.num_components:
+        if self.has_params and len(self.logits) != self.family.num_components:
             raise ModelError(
                 f"the state that {type(self).__name__} was loaded from has {len(self.logits)} components, the guide "
                 f"{self.family.num_components}: make it with num_components={len(self.logits)}"
