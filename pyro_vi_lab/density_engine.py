@@ -92,6 +92,7 @@ def ascend(
     generator: torch.Generator,
     on_step: Callable[[int, Record], None],
     compile: Compile = "auto",
+    max_particles: int = MAX_PARTICLES,
 ) -> Result:
     """Maximize the ELBO from ``start (R, D)``.
 
@@ -106,11 +107,12 @@ def ascend(
         generator: Source of all randomness.
         on_step: Called with the number and the record of each step.
         compile: ``True`` makes whole steps one graph and machine code of it, ``"auto"`` the gradient of many fits.
+        max_particles: Most particles, where a rough optimum will do; never fewer than at the start.
     """
     num_fits, dim = start.loc.shape
     clock = time.perf_counter()
     parts = family.num_parts
-    most = max(MIN_PARTICLES, min(MAX_PARTICLES, MAX_NUMBERS // (density.work * num_fits * parts) // 2 * 2))
+    most = max(MIN_PARTICLES, min(max_particles, MAX_NUMBERS // (density.work * num_fits * parts) // 2 * 2))
     particles = num_particles or max(MIN_PARTICLES, PARTICLES_PER_DIMENSION * dim if dim <= MAX_DENSE else 0)
     particles += particles % 2
     most = max(most, particles)

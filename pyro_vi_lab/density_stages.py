@@ -28,8 +28,8 @@ START_RADII = (2.0, 4.0)
 """Half-widths of the uniform jitter of pairs of points around the start: as Stan's initial values, and wider."""
 MODE_RADII = (5.0, 10.0, 10.0, 20.0)
 """The same around the best fit, in its standard deviations."""
-SEARCH_STEPS = 50
-"""Most steps of each search: where a mode is shows early, and a fit that is lost must not take all steps."""
+SEARCH_STEPS, SEARCH_PARTICLES = 40, 256
+"""Most steps and particles of each search: where a mode is shows early, and a fit that is lost must not take all."""
 
 
 def ascend_in_stages(
@@ -110,6 +110,7 @@ def _searched(
             precursor,
             Params((start.loc + places).flatten(0, 1), start.scale[rows]),
             max_steps=min(max_steps - done, SEARCH_STEPS),
+            max_particles=SEARCH_PARTICLES,
             on_step=lambda step, record, done=done, number=number: on_step(done + step, _best(record, number)),  # type: ignore[misc]
             **settings,
         )
