@@ -89,6 +89,8 @@ def _searched(
 ) -> tuple[Result, Params]:
     """Fits of the precursor from several places, and the member that they make."""
     precursor, generator = family.precursor, settings["generator"]
+    # many fits, but few steps: code is compiled for them only where it is asked for
+    settings = {**settings, "compile": settings.get("compile") is True}
     assert precursor is not None
     found: list[Params] = []
     bounds: list[Tensor] = []

