@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.special import log_ndtr, ndtri
+from torch.special import erfc, erfcx, ndtri
 
 HALVINGS = 64
 """Halvings of an interval, which go beyond the bits of a float64."""
@@ -143,6 +143,13 @@ def attached(mixture: Components, z: Tensor, u: Tensor | None = None) -> Tensor:
         change = change - (log_normal(u.detach()) - log_density).exp() * (u - u.detach())
     step = torch.linalg.solve_triangular(jacobian, change.unsqueeze(-1), upper=False, unitriangular=True).squeeze(-1)
     return torch.where(torch.isfinite(z).all(-1, keepdim=True), z - step, z)
+
+
+def log_ndtr(x: Tensor) -> Tensor:
+    """Log Φ(x), as :func:`torch.special.log_ndtr`, which ``vmap`` has no rule for."""
+    low, high = x.clamp_max(-1), x.clamp_min(-1)
+    tail = (erfcx(low * -(0.5**0.5)) / 2).log() - low.square() / 2
+    return torch.where(x < -1, tail, torch.log1p(-erfc(high * 0.5**0.5) / 2))
 
 
 def log_normal(u: Tensor) -> Tensor:

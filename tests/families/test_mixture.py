@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
-from scipy import stats
+from scipy import special, stats
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, Normal
 
 from pyro_vi_lab.families import Dense, Diagonal, Mixture, Params, Tangent
 from pyro_vi_lab.families.mixture import MIN_LOG_WEIGHT, NEGLIGIBLE
-from pyro_vi_lab.families.rosenblatt import attached
+from pyro_vi_lab.families.rosenblatt import attached, log_ndtr
 
 DIM = 3
 STANDARD_ERRORS = 5
@@ -216,6 +216,17 @@ def test_pathwise_gradients_are_unbiased(family: Mixture) -> None:
         error = each.std(0) / math.sqrt(len(each))
         assert bool((((each.mean(0) - expected).abs() - STANDARD_ERRORS * error) * mask <= 1e-10).all())
         assert bool((error[mask > 0] < 0.2 * (1 + expected[mask > 0].abs())).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_log_of_the_normal_distribution_function(dtype: torch.dtype) -> None:
+    x = torch.cat([torch.linspace(-40, 40, 801), torch.tensor([-1e4, -1.0, 1e4])]).to(dtype).requires_grad_()
+    at = x.detach().double().numpy()
+    value, slope = special.log_ndtr(at), math.sqrt(2 / math.pi) / special.erfcx(-at / math.sqrt(2))
+    close = {"rtol": 200 * torch.finfo(dtype).eps, "atol": 10 * torch.finfo(dtype).tiny, "check_dtype": False}
+    torch.testing.assert_close(log_ndtr(x).detach(), torch.from_numpy(value), **close)
+    torch.testing.assert_close(torch.autograd.grad(log_ndtr(x).sum(), x)[0], torch.from_numpy(slope), **close)
+    torch.testing.assert_close(torch.vmap(torch.func.grad(log_ndtr))(x.detach()), torch.from_numpy(slope), **close)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
