@@ -22,9 +22,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,6 +92,7 @@ def ascend(
     generator: torch.Generator,
     on_step: Callable[[int, Record], None],
     compile: Compile = "auto",
+    max_particles: int = MAX_PARTICLES,
 ) -> Result:
     """Maximize the ELBO from ``start (R, D)``.
 
@@ -102,15 +102,17 @@ def ascend(
         start: Where each fit starts.
         lr: Largest step size.
         max_kl: First radius of the trust region, in nats.
-        num_particles: Particles at the start; chosen from D if ``None``.
+        num_particles: Particles at the start, of each part of the family; chosen from D if ``None``.
         max_steps: Most steps.
         generator: Source of all randomness.
         on_step: Called with the number and the record of each step.
         compile: ``True`` makes whole steps one graph and machine code of it, ``"auto"`` the gradient of many fits.
+        max_particles: Most particles, where a rough optimum will do; never fewer than at the start.
     """
     num_fits, dim = start.loc.shape
     clock = time.perf_counter()
-    most = max(MIN_PARTICLES, min(MAX_PARTICLES, MAX_NUMBERS // (density.work * num_fits) // 2 * 2))
+    parts = family.num_parts
+    most = max(MIN_PARTICLES, min(max_particles, MAX_NUMBERS // (density.work * num_fits * parts) // 2 * 2))
     particles = num_particles or max(MIN_PARTICLES, PARTICLES_PER_DIMENSION * dim if dim <= MAX_DENSE else 0)
     particles += particles % 2
     most = max(most, particles)
@@ -126,7 +128,7 @@ def ascend(
 
     step_once = Stepper(density, family, lr=lr, max_kl=max_kl, compile=compile)
     whole = step_once.first(start, noise(num_fits))
-    gradients = particles * num_fits
+    gradients = particles * parts * num_fits
     zero = torch.zeros_like(whole.radius)
     records = [_record(whole, Report(zero, zero, zero > 0), particles, clock)]
     on_step(0, records[0])
@@ -144,7 +146,7 @@ def ascend(
             state = pytree.tree_map(lambda value, rows=chosen: None if value is None else value[rows], state)
             step_once.choose(chosen)
         state, report = step_once(state, noise(len(state.radius)), can_grow=particles < most)
-        gradients += particles * len(state.radius)
+        gradients += particles * parts * len(state.radius)
         if index is not None:
             report = Report(*(value.new_zeros(num_fits).index_put((index,), value) for value in report))
         whole = _put(whole, index, state)
@@ -154,45 +156,6 @@ def ascend(
             particles = min(4 * particles, most)
     ends = [_STATUS[one] for one in whole.status.tolist()]
     return Result(whole.params, ends, whole.estimate.gap, records, gradients)
-
-
-def ascend_in_stages(
-    density: LogDensity | DensityBatch,
-    family: Family,
-    start: Params,
-    *,
-    max_steps: int,
-    on_step: Callable[[int, Record], None],
-    **settings: Any,
-) -> Result:
-    """The same by way of the family's precursor, from whose optimum this one's is near.
-
-    Args:
-        density: The target.
-        family: The approximating family.
-        start: Where each fit starts.
-        max_steps: Most steps, of all stages together.
-        on_step: Called with the number and the record of each step.
-        **settings: As of :func:`ascend`.
-    """
-    if family.precursor is None:
-        return ascend(density, family, start, max_steps=max_steps, on_step=on_step, **settings)
-    clock = time.perf_counter()
-    first = ascend_in_stages(
-        density, family.precursor, family.to_precursor(start), max_steps=max_steps, on_step=on_step, **settings
-    )
-    done, seconds = len(first.records) - 1, time.perf_counter() - clock
-    last = ascend(
-        density,
-        family,
-        family.from_precursor(first.params),
-        max_steps=max_steps - done,
-        on_step=lambda step, record: on_step(done + step, record),
-        **settings,
-    )
-    # the evaluation before the first step of the second stage is none of a step
-    later = [replace(record, seconds=record.seconds + seconds) for record in last.records[1:]]
-    return Result(last.params, last.status, last.gap, first.records + later, first.num_gradients + last.num_gradients)
 
 
 def _put(whole: State, index: Tensor | None, part: State) -> State:

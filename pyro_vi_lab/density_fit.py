@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pyro_vi_lab.density import LogDensity
 from pyro_vi_lab.density_batch import DensityBatch
-from pyro_vi_lab.density_engine import Record, Result, Status, ascend, ascend_in_stages
+from pyro_vi_lab.density_engine import Record, Result, Status, ascend
+from pyro_vi_lab.density_stages import ascend_in_stages
 from pyro_vi_lab.errors import ArgumentError, LabWarning
 from pyro_vi_lab.families import Family, Params
 from pyro_vi_lab.fit_guide import name_by_content, prepared
@@ -58,8 +59,8 @@ def fit_density(
     name, made = prepared(problem, guide, seed)
     generator = torch.Generator(device="cpu").manual_seed(seed)
     start = starts(made, num_restarts, generator, density)
-    # an instance says where to start, a class starts anywhere
-    in_stages = not isinstance(guide, FamilyGuide)
+    # a guide that has parameters says where to start, a class or a new guide starts anywhere
+    in_stages = not (isinstance(guide, FamilyGuide) and guide.has_params)
     settings = _Settings(lr, max_kl, num_particles, max_steps, generator, compile, in_stages)
     result = _ascended(density, made.family, start, settings, f"{name} fit of {problem.name}" if progress else "")
     restarts = list(range(num_restarts))
@@ -127,8 +128,8 @@ def fit_each(
     name, made = prepared(problem, guide, seed)
     generator = torch.Generator(device="cpu").manual_seed(seed)
     start = Params(*(value.expand(len(problems), *value.shape).clone() for value in made.params))
-    # an instance says where to start, a class starts anywhere
-    in_stages = not isinstance(guide, FamilyGuide)
+    # a guide that has parameters says where to start, a class or a new guide starts anywhere
+    in_stages = not (isinstance(guide, FamilyGuide) and guide.has_params)
     settings = _Settings(lr, max_kl, num_particles, max_steps, generator, compile, in_stages)
     title = f"{len(problems)} {name} fits of {problem.name}"
     result = _ascended(batch, made.family, start, settings, title if progress else "")

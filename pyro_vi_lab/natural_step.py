@@ -87,7 +87,7 @@ def evaluate(function: ValueAndGrad, family: Family, params: Params, half: Tenso
     """
     eps = family.particles(half)
     dim = params.loc.shape[-1]
-    log_p, grad = function(family.sample(params, eps))
+    log_p, grad = function(family.points(params, eps))
     return family.estimate(params, eps, log_p, grad, newton=dim <= MAX_DENSE and len(half) > dim)
 
 

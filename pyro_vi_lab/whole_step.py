@@ -92,7 +92,7 @@ class Stepper:
     def _call(self, what: Any, function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         """A function of the target and of tensors, as a graph if that is wanted and fits into memory."""
         half = inputs[-1]
-        particles = 2 * half.numel() // half.shape[-1]
+        particles = 2 * self.family.num_parts * half.numel() // half.shape[-1]
         work = particles * self.density.work
         if self.traceable is None or work > CHUNK_NUMBERS:
             many = half.shape[1] >= MANY_FITS and work * EXPECTED_STEPS >= COMPILED_NUMBERS

@@ -49,6 +49,7 @@ LAYERS = (
         "coordinate_ascent",
         "density_engine",
         "density_fit",
+        "density_stages",
         "expected_log_joint",
         "fit",
         "fit_guide",

@@ -4,6 +4,7 @@ from pyro_vi_lab.families.block_diagonal import BlockDiagonal
 from pyro_vi_lab.families.family import MAX_DENSE, Estimate, Family, Params, Step, Tangent
 from pyro_vi_lab.families.location_scale import LocationScale
 from pyro_vi_lab.families.low_rank import LowRank
+from pyro_vi_lab.families.mixture import Mixture
 from pyro_vi_lab.families.noise import Laplace, MultivariateStudentT, Noise, Normal, StudentT
 from pyro_vi_lab.families.scale import Dense, Diagonal, Scale
 
@@ -24,6 +25,7 @@ __all__ = [
     "Laplace",
     "LocationScale",
     "LowRank",
+    "Mixture",
     "MultivariateStudentT",
     "Noise",
     "Normal",

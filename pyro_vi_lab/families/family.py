@@ -74,6 +74,10 @@ class Family(ABC):
     """Whether the graph of a whole step is small enough for a compiler."""
     safe_kl: float = math.inf
     """Largest KL of a noisy step that nobody takes back where it made things worse, in nats."""
+    num_parts: int = 1
+    """Parts of a member of which each has particles of its own."""
+    has_modes: bool = False
+    """Whether a member can have several modes, each of which a fit of the precursor finds."""
 
     @property
     def precursor(self) -> Family | None:
@@ -87,6 +91,14 @@ class Family(ABC):
     def from_precursor(self, params: Params) -> Params:
         """A member near one of the precursor."""
         return params
+
+    def from_precursors(self, params: Params, elbo: Tensor) -> Params:
+        """A member near M of the precursor, each fitted from a place of its own, that have reached ``elbo``.
+
+        Shape:
+            params ``(M, *R, ...)``, elbo ``(M, *R)``.
+        """
+        return self.from_precursor(Params(*(value[0] for value in params)))
 
     @property
     def heavy_tailed(self) -> bool:
@@ -121,13 +133,25 @@ class Family(ABC):
     def sample(self, params: Params, eps: Tensor) -> Tensor:
         """Z = μ + σ·ε, ``(K, *R, D)``."""
 
+    def points(self, params: Params, eps: Tensor) -> Tensor:
+        """Where :meth:`estimate` needs the target: at z, or for a family of parts at draws of each of them.
+
+        Shape:
+            eps ``(K, *R, noise_dim(D))``, result ``(K * num_parts, *R, D)``.
+        """
+        return self.sample(params, eps)
+
     @abstractmethod
     def log_prob(self, params: Params, z: Tensor) -> Tensor:
         """Log density of z, ``(K, *R)``."""
 
     @abstractmethod
     def entropy(self, params: Params) -> Tensor:
-        """Entropy in nats, ``(*R)``."""
+        """Entropy in nats, ``(*R)``.
+
+        Raises:
+            NotImplementedError: It has no closed form.
+        """
 
     @abstractmethod
     def kl(self, params: Params, other: Params) -> Tensor:
@@ -167,7 +191,11 @@ class Family(ABC):
 
     @abstractmethod
     def fisher(self, params: Params) -> Tensor:
-        """Fisher matrix for the location and the free entries of the scale, ``(*R, P, P)``."""
+        """Fisher matrix for the location and the free entries of the scale, ``(*R, P, P)``.
+
+        Raises:
+            NotImplementedError: It has no closed form.
+        """
 
     @abstractmethod
     def tangent(self, params: Params, loc_grad: Tensor, scale_grad: Tensor) -> Tangent:
@@ -184,12 +212,12 @@ class Family(ABC):
         Args:
             params: Members of the family.
             eps: As of :meth:`particles`.
-            log_p: Log density of the target at z.
+            log_p: Log density of the target at :meth:`points`.
             grad: Its gradient.
             newton: Whether the location may take the full mean Hessian where the scale is not dense.
 
         Shape:
-            eps ``(K, *R, noise_dim(D))``, log_p ``(K, *R)``, grad ``(K, *R, D)``.
+            eps ``(K, *R, noise_dim(D))``, log_p ``(K * num_parts, *R)``, grad ``(K * num_parts, *R, D)``.
 
         References:
             Roeder, Wu & Duvenaud 2017, "Sticking the landing", NeurIPS, eq. 8.

@@ -13,6 +13,7 @@ from pyro_vi_lab.guides.initialization import init_to_origin
 from pyro_vi_lab.guides.laplace import LaplaceApproximation
 from pyro_vi_lab.guides.low_rank import LowRankNormal
 from pyro_vi_lab.guides.mean_field import MeanFieldLaplace, MeanFieldNormal, MeanFieldStudentT
+from pyro_vi_lab.guides.mixture import Mixture
 from pyro_vi_lab.guides.point import MAP, MLE, PointGuide
 from pyro_vi_lab.guides.unconstrained_guide import UnconstrainedGuide
 
@@ -24,6 +25,7 @@ FAMILY_GUIDES: dict[str, type[FamilyGuide]] = {
     "mean_field_student_t": MeanFieldStudentT,
     "full_rank_student_t": FullRankStudentT,
     "mean_field_laplace": MeanFieldLaplace,
+    "mixture": Mixture,
 }
 """Guides over a family of distributions, by name."""
 
@@ -53,6 +55,7 @@ __all__ = [
     "MeanFieldLaplace",
     "MeanFieldNormal",
     "MeanFieldStudentT",
+    "Mixture",
     "PointGuide",
     "UnconstrainedGuide",
     "init_to_origin",

@@ -57,14 +57,17 @@ class ContinuousGuide(UnconstrainedGuide):
 
     @torch.no_grad()
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Value of each site at the location.
+        """Value of each site at the median of z, coordinate by coordinate: at the location, where q is symmetric.
 
         Takes the model's ``*args, **kwargs`` where a support depends on other sites.
         """
         if not self._support_depends:
-            parts = self._unpack_latent(self.loc.detach())
+            parts = self._unpack_latent(self._median_of_z())
             return {site["name"]: bijection(site["name"], site["fn"])(value) for site, value in parts}
-        change = ChangeOfVariables({site["name"]: value for site, value in self._unpack_latent(self.loc.detach())})
+        change = ChangeOfVariables({site["name"]: value for site, value in self._unpack_latent(self._median_of_z())})
         with poutine.block(), change:
             self._model_of(self._why_model)(*args, **kwargs)
         return change.values
+
+    def _median_of_z(self) -> Tensor:
+        return self.loc.detach()

@@ -63,6 +63,11 @@ class FamilyGuide(ContinuousGuide):
         self.params = other.params
 
     @property
+    def has_params(self) -> bool:
+        """Whether there are parameters: once the guide has been run, or its state was loaded."""
+        return "loc" in self._parameters
+
+    @property
     def params(self) -> Params:
         """Present location and scale, detached."""
         values = [getattr(self, name).detach().clone() for name in self.scale_constraints]
@@ -89,6 +94,9 @@ class FamilyGuide(ContinuousGuide):
     def get_base_dist(self) -> Any:
         """Standard normal over z."""
         return dist.Normal(torch.zeros_like(self.loc), torch.ones_like(self.loc)).to_event(1)
+
+    def _median_of_z(self) -> Tensor:
+        return self._loc_scale()[0].detach()
 
     def quantiles(self, quantiles: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Quantiles of each site, coordinate by coordinate.
