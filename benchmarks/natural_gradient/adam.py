@@ -10,13 +10,13 @@ import pyro
 import torch
 
 from benchmarks.natural_gradient.evaluation import Bound, arrival, finite
-from benchmarks.problems import Entry
+from benchmarks.natural_gradient.suited import entry
 from pyro_vi_lab.density import LogDensity
 from pyro_vi_lab.families import Params
 from pyro_vi_lab.guides import GUIDES, FamilyGuide
 from pyro_vi_lab.problem import Problem
 
-LEARNING_RATES = (0.01, 0.1, 0.001, 1.0)
+LEARNING_RATES = (0.1, 0.01, 0.001, 1.0)
 """Likely winners first, so that the others can be cut off."""
 FIRST_BLOCK, GROWTH = 10, 1.1
 """Checkpoints grow further apart, so that the step of arrival is known to a tenth."""
@@ -94,7 +94,7 @@ def posterior(
         return {"skipped": "the guide is not over a family"}
     pyro.enable_validation(False)
     torch.set_default_dtype(torch.float64)
-    problem = Entry(posterior).problem
+    problem = entry(posterior).problem
     density = problem.density()
     bound = Bound(density, start(problem, family).family)
     runs: list[dict[str, Any]] = []
@@ -116,7 +116,10 @@ def posterior(
         "seconds": best["seconds"],
         "path": path,
         "common": finite(max(further, _top(best))),
-        "runs": [{**{key: run[key] for key in ("lr", "steps", "seconds", "arrived")}, "top": finite(_top(run))} for run in runs],
+        "runs": [
+            {**{key: run[key] for key in ("lr", "steps", "seconds", "arrived")}, "top": finite(_top(run))}
+            for run in runs
+        ],
     }
 
 

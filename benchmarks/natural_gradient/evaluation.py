@@ -19,7 +19,7 @@ COMMON_SEED, COMMON_DRAWS = 2024, 4096
 """Most of the noise of a difference of two members cancels when they are evaluated with the same draws."""
 COARSE_DRAWS, COARSE_MARGIN = 256, 2.0
 """Enough to see that a member is nats away; only what comes near is evaluated with all draws."""
-FRESH_DRAWS, FRESH_SECONDS = 2**15, 4.0
+FRESH_DRAWS, FRESH_SECONDS = 2**15, 3.0
 CHUNK_NUMBERS = 2**22
 
 

@@ -44,7 +44,9 @@ def factors() -> None:
     generator = torch.Generator().manual_seed(0)
     columns = torch.randn(BIG, RANK, generator=generator, dtype=torch.float64)
     zeros = torch.zeros(BIG, dtype=torch.float64)
-    pyro.sample("z", dist.LowRankMultivariateNormal(zeros + 1, columns, torch.linspace(0.1, 1, BIG, dtype=torch.float64)))
+    pyro.sample(
+        "z", dist.LowRankMultivariateNormal(zeros + 1, columns, torch.linspace(0.1, 1, BIG, dtype=torch.float64))
+    )
 
 
 WEIGHTS, MODES = (0.3, 0.7), (-4.0, 4.0)

@@ -1,11 +1,13 @@
-"""Which guides suit which posterior."""
+"""The posteriors, and which guides suit which of them."""
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 
+from benchmarks.problems import Entry
 from pyro_vi_lab.density import LogDensity
 from pyro_vi_lab.guides import GUIDES
 
@@ -19,6 +21,12 @@ FAR = (1e6, 1e7)
 """Standard deviations at which tails are looked at."""
 MOST_POWER = 4.5
 """Student-t noise with five degrees of freedom has finite moments below the fifth."""
+
+
+@lru_cache(maxsize=1)
+def entry(posterior: str) -> Entry:
+    """A posterior, captured once as long as its rows are measured."""
+    return Entry(posterior)
 
 
 def families() -> list[str]:
