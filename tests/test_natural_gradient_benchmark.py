@@ -39,7 +39,7 @@ def scaled(y: torch.Tensor) -> None:
         pyro.sample("y", dist.Normal(0.0, tau), obs=y)
 
 
-EVIDENCE = float(torch.distributions.Normal(1.0, math.hypot(2.0, 1.0)).log_prob(Y).sum())
+EVIDENCE = float(torch.distributions.Normal(torch.ones_like(Y), 5**0.5).log_prob(Y).sum())
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_adam_climbs_to_the_same_bound(family: str) -> None:
     begin = guide.params
     ascent = adam.Ascent(density, guide, lr=0.05, num_particles=64)
     bound, (reference, _) = evaluation.Bound(density, guide.family), evaluation.common(fit)
-    found = adam.climb(ascent, bound, reference, 10, math.inf, quick=True)
+    found = adam.climb(ascent, bound, reference, 10, math.inf, quick=False)
     assert bound(begin) < reference - 1
     assert found["arrived"] is not None
     assert found["arrived"][0] < found["steps"]
@@ -167,11 +167,19 @@ def test_a_gaussian_is_fitted_to_the_least_kl() -> None:
     assert min(row["kl"]) > -1e-9
 
 
-@pytest.mark.parametrize("model", sorted({case.model for case in special.CASES}, key=lambda model: model.__name__))
+@pytest.mark.parametrize("model", [special.two_modes, special.banana])
 def test_special_targets_are_normalized(model: Any) -> None:
-    trace = pyro.poutine.trace(model).get_trace()
-    assert all(site["type"] != "sample" or not site["is_observed"] for site in trace.nodes.values())
-    assert torch.isfinite(vl.Problem(model).density().log_prob(torch.zeros(1, vl.Problem(model).density().dim).to(Y)))
+    density = vl.Problem(model).density()
+    axes = [torch.linspace(-9, 9, 361, dtype=Y.dtype), torch.linspace(-9, 40, 981, dtype=Y.dtype)]
+    grid = torch.cartesian_prod(*axes)
+    cell = (axes[0][1] - axes[0][0]) * (axes[1][1] - axes[1][0])
+    assert float(density.log_prob(grid).exp().sum() * cell) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_every_special_target_is_a_density() -> None:
+    for model in {case.model for case in special.CASES}:
+        density = vl.Problem(model).density()
+        assert torch.isfinite(density.log_prob(torch.zeros(1, density.dim, dtype=Y.dtype))).all()
 
 
 def test_a_guide_that_is_not_there_is_skipped_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions import constraints
 from torch import Tensor
 
 import pyro_vi_lab as vl
@@ -41,12 +42,10 @@ def _correlated(dim: int) -> Tensor:
 
 def factors() -> None:
     """A diagonal plus a matrix of rank 3."""
-    generator = torch.Generator().manual_seed(0)
-    columns = torch.randn(BIG, RANK, generator=generator, dtype=torch.float64)
-    zeros = torch.zeros(BIG, dtype=torch.float64)
-    pyro.sample(
-        "z", dist.LowRankMultivariateNormal(zeros + 1, columns, torch.linspace(0.1, 1, BIG, dtype=torch.float64))
-    )
+    index = torch.arange(BIG, dtype=torch.float64)
+    columns = (index[:, None] * torch.tensor([0.7, 1.3, 2.9], dtype=torch.float64)).cos()
+    noise = torch.linspace(0.1, 1, BIG, dtype=torch.float64)
+    pyro.sample("z", dist.LowRankMultivariateNormal(torch.ones_like(index), columns, noise))
 
 
 WEIGHTS, MODES = (0.3, 0.7), (-4.0, 4.0)
@@ -54,10 +53,10 @@ WEIGHTS, MODES = (0.3, 0.7), (-4.0, 4.0)
 
 def two_modes() -> None:
     """Two normals, eight standard deviations apart, with weights 0.3 and 0.7."""
+    z = pyro.sample("z", dist.ImproperUniform(constraints.real_vector, (), (2,)))
     loc = torch.tensor(MODES, dtype=torch.float64)[:, None].expand(2, 2)
-    components = dist.Normal(loc, torch.ones(2, 2, dtype=torch.float64)).to_event(1)
-    weights = dist.Categorical(torch.tensor(WEIGHTS, dtype=torch.float64))
-    pyro.sample("z", dist.MixtureSameFamily(weights, components))
+    log_probs = dist.Normal(loc, torch.ones_like(loc)).to_event(1).log_prob(z.unsqueeze(-2))
+    pyro.factor("modes", (log_probs + torch.tensor(WEIGHTS, dtype=torch.float64).log()).logsumexp(-1))
 
 
 def banana() -> None:
