@@ -15,7 +15,7 @@ from pyro_vi_lab.guides import LowRankNormal
 
 DIM, RANK = 10_000, 10
 FAMILIES = ("mean_field", "low_rank")
-STEPS, REPEATS = 12, 10
+STEPS, REPEATS = 20, 10
 
 
 def _problem() -> vl.Problem:

@@ -40,7 +40,7 @@ SPECIAL = """\
 The targets are normalized: KL(q ‖ p) is minus the bound."""
 
 LARGE = """\
-A hierarchy of 9,999 normal means and their scale, D = 10,000. A step with the most particles that it has in its first 12,
+A hierarchy of 9,999 normal means and their scale, D = 10,000. A step with the most particles that it has in its first 20,
 beside as many gradients alone, each in a process of its own. Memory is what the process's peak grew by."""
 
 
@@ -51,7 +51,7 @@ def render(path: Path) -> list[str]:
     found = lines(rows)
     page = ["# Natural gradients with the defaults", "", *INTRODUCTION.splitlines(), "", "## Goals", ""]
     page += _table(["what", "goal", "found", ""], [[g.what, g.goal, g.found, g.verdict] for g in goals(rows)])
-    page += ["", "## Every guide on every posterior", ""]
+    page += ["", "## By guide", "", *_guides(found), "", "## Every guide on every posterior", ""]
     for family in dict.fromkeys(line.family for line in found):
         page += [f"### {family}", "", *_family([line for line in found if line.family == family]), ""]
     page += ["## Stops", "", *STOPS.splitlines(), "", *_stops(stops(rows)), ""]
@@ -76,6 +76,35 @@ def _nats(value: float | None) -> str:
 
 
 # Every guide on every posterior
+
+
+def _guides(found: list[Line]) -> list[str]:
+    body = []
+    for family in dict.fromkeys(line.family for line in found):
+        suited = [line for line in found if line.family == family and line.suited]
+        if not suited:
+            continue
+        below = {line: line.below_best for line in suited if line.below_best is not None}
+        ratios = {line: line.adam_ratio for line in suited if line.adam_ratio is not None}
+        cells = [family, f"{sum(line.ours['status'] == 'converged' for line in suited)} of {len(suited)}"]
+        worst = max(below, key=lambda line: below[line] or 0.0, default=None)
+        cells.append("–" if worst is None else f"{below[worst]:.3f} ({worst.posterior})")
+        cells.append(f"{statistics.median(line.ours['steps'] for line in suited):.0f}")
+        cells += [_median_ratio(list(ratios.values()), [line.adam_arrival is None for line in ratios])]
+        for peer in ("numpyro", "pyro"):
+            known = [line for line in suited if "steps" in getattr(line, peer)]
+            values = [getattr(line, peer)["steps"] / line.ours["steps"] for line in known]
+            cells.append(_median_ratio(values, [not getattr(line, peer)["arrived"] for line in known]))
+        body.append(cells)
+    head = ["guide", "converged", "most nats below the best", "our steps, median"]
+    return _table(head + [f"{peer}'s steps over ours, median" for peer in ("Adam", "NumPyro", "Pyro")], body)
+
+
+def _median_ratio(values: Sequence[float | None], late: Sequence[bool]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    return f"{'≥ ' * any(late)}{statistics.median(known):.1f} ({sum(late)} of {len(known)} cut off)"
 
 
 def _family(found: list[Line]) -> list[str]:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 import pyro_vi_lab as vl
+from benchmarks import fits
 from benchmarks.agreement import check_model
 from benchmarks.channel import Failure, Worker
 from benchmarks.natural_gradient import adam, gaussians, large, special
@@ -29,7 +30,6 @@ from benchmarks.tables import race
 from tests import posteriordb
 
 LANES = 2
-GAUSSIAN_FAMILIES = ("mean_field", "full_rank")
 NUM_SEEDS, SEEDS_SECONDS = 20, 25.0
 PEER_PARTICLES = 10
 NUMPYRO_CAP, PYRO_CAP = 2.5, 4.0
@@ -96,8 +96,7 @@ def tasks(store: Store, *, quick: bool) -> list[list[Task]]:
     """Groups of tasks; those of a group go one after the other."""
     names = sorted(posteriordb.POSTERIORS, key=lambda name: not _slow(name))
     chosen = ["GLM_Poisson_Data-GLM_Poisson_model"] if quick else names
-    groups = [[task for name in chosen for task in _of_posterior(store, name, quick=quick)]] if quick else []
-    groups = groups or [_of_posterior(store, name, quick=quick) for name in chosen]
+    groups = [_of_posterior(store, name, quick=quick) for name in chosen]
     dims = gaussians.DIMENSIONS[:2] if quick else gaussians.DIMENSIONS
     cases = [
         (dim, condition, family)
@@ -139,13 +138,13 @@ def _of_posterior(store: Store, name: str, *, quick: bool) -> list[Task]:
         Task("ours", f"{name}|{family}", _ask("ours", posterior=name, family=family, quick=quick))
         for family in families()
     ]
-    for family in GAUSSIAN_FAMILIES:
+    for family in fits.FAMILIES:
         number, seconds = (3, 3.0) if quick else (NUM_SEEDS, SEEDS_SECONDS)
         measure = _ask("seeds", posterior=name, family=family, num_seeds=number, seconds=seconds)
         found.append(Task("seeds", f"{name}|{family}", measure))
     for family in families():
         found.append(Task("adam", f"{name}|{family}", _adam(store, name, family, quick=quick)))
-    for family in GAUSSIAN_FAMILIES:
+    for family in fits.FAMILIES:
         if name in NAMES:
             found.append(Task("numpyro", f"{name}|{family}", _numpyro(store, name, family, quick=quick)))
         found.append(Task("pyro", f"{name}|{family}", _pyro(store, name, family)))

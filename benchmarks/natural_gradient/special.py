@@ -115,7 +115,7 @@ def case(*, key: str) -> dict[str, Any]:
     (one,) = (one for one in CASES if one.key == key)
     row: dict[str, Any] = {"target": one.target, "guide": one.guide + one.note, "exact": one.exact}
     if one.guide not in GUIDES:
-        return {**row, "skipped": f"there is no guide `{one.guide}` in this version"}
+        return {**row, "skipped": f"there is no guide `{one.guide}` in this version", "absent": True}
     problem = vl.Problem(one.model)
     fit = vl.fit(problem, one.made(problem.model) if one.made else one.guide, seed=SEED, progress=False)
     elbo, error = fresh(fit)

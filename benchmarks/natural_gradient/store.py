@@ -33,9 +33,9 @@ class Store:
         return self.rows.get(part, {}).get(key)
 
     def has(self, part: str, key: str, *, quick: bool) -> bool:
-        """Whether a row need not be measured: not if that failed, or was a smoke run and this is none."""
+        """Whether a row need not be measured: not if that failed, a guide was absent, or it was a smoke run and this is none."""
         row = self.get(part, key)
-        return row is not None and "failed" not in row and (quick or not row.get("quick", False))
+        return row is not None and not {"failed", "absent"} & row.keys() and (quick or not row.get("quick", False))
 
     def put(self, part: str, key: str, row: Row) -> None:
         """Keep a row and write the file, whole or not at all."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.natural_gradient.evaluation import arrival
+from benchmarks.natural_gradient.suited import families
 from benchmarks.target import WITHIN
 
 Row = Mapping[str, Any]
@@ -97,11 +98,17 @@ class Line:
 def lines(rows: Rows) -> list[Line]:
     """One line per posterior and family of ours, in the order of the table."""
     found = []
-    for key, ours in rows.get("ours", {}).items():
+    order = families()
+    for key, ours in sorted(rows.get("ours", {}).items(), key=lambda one: _place(order, one[0])):
         posterior, family = key.split("|")
         others = [rows.get(part, {}).get(key, {}) for part in ("adam", "pyro", "numpyro")]
         found.append(Line(posterior, family, ours, *others))
     return found
+
+
+def _place(order: list[str], key: str) -> tuple[int, str]:
+    posterior, family = key.split("|")
+    return order.index(family) if family in order else len(order), posterior
 
 
 @dataclass(frozen=True, eq=False)
