@@ -75,6 +75,7 @@ def test_the_gap_of_a_peer_is_its_kl_divergence(fit: vl.Fit) -> None:
     assert peer.gap(loc, np.diag(sd) @ rotation) == pytest.approx(0.0, abs=1e-9)
     assert peer.gap(loc + 0.3 * sd, np.diag(sd)) == pytest.approx(0.09, abs=5 * 0.3 * 2**0.5 / 64)
     assert peer.gap(np.full(2, np.nan), np.diag(sd)) == math.inf
+    assert peer.gap(loc, np.zeros((2, 2))) == math.inf
 
 
 def test_arrival_is_the_first_checkpoint_that_stays() -> None:
@@ -156,6 +157,8 @@ def test_adam_climbs_to_the_same_bound(family: str) -> None:
     bound, (reference, _) = evaluation.Bound(density, guide.family), evaluation.common(fit)
     found = adam.climb(ascent, bound, reference, 10, math.inf, quick=False)
     assert bound(begin) < reference - 1
+    for one, other in zip(begin, adam.start(problem, family).params, strict=True):
+        torch.testing.assert_close(one, other)  # a new one starts anew
     assert found["arrived"] is not None
     assert found["arrived"][0] < found["steps"]
     assert adam.polish(ascent, bound, reference, seconds=0.01) == pytest.approx(reference, abs=0.1)
@@ -244,6 +247,14 @@ def test_a_row_that_fails_is_said_and_tried_again(tmp_path: Path) -> None:
     run._work(store, [[run.Task("part", "row", measure)]], 1, 0.0, quick=False)
     assert "KeyError" in store.rows["part"]["row"]["failed"]
     assert not store.has("part", "row", quick=False)
+
+
+def test_a_mistake_of_ours_ends_the_run(tmp_path: Path) -> None:
+    def measure(lane: run.Lane) -> dict[str, Any]:
+        raise KeyError("oops")
+
+    with pytest.raises(KeyError, match="oops"):
+        run._work(Store(tmp_path), [[run.Task("part", "row", measure)]], 2, 0.0, quick=False)
 
 
 def test_a_row_that_takes_too_long_is_given_up() -> None:

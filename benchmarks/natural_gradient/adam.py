@@ -76,6 +76,7 @@ class Ascent:
 
 def start(problem: Problem, family: str) -> FamilyGuide:
     """A guide at the default start."""
+    pyro.clear_param_store()  # it goes by names: a guide of the same class would go on where the last one was
     guide = GUIDES[family](problem.model)
     guide(*problem.args, **problem.kwargs)
     return guide

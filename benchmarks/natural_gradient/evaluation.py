@@ -80,7 +80,10 @@ class Peer:
         if not (np.isfinite(loc).all() and np.isfinite(scale).all()):
             return math.inf
         if factor.dim() == 2:
-            factor = torch.linalg.cholesky(factor @ factor.mT)  # of our order of coordinates, whatever theirs
+            # of our order of coordinates, whatever theirs
+            factor, failed = torch.linalg.cholesky_ex(factor @ factor.mT)
+            if failed:
+                return math.inf
         return self._reference - self._bound.near(Params(torch.from_numpy(loc), factor), self._reference)
 
 

@@ -66,6 +66,9 @@ class Lane:
         except (Failure, OSError, EOFError, pickle.UnpicklingError) as failure:
             self._workers.pop(contender).close()
             raise Failure(f"took longer than {limit:.0f} s" if late else str(failure)) from None
+        except BaseException:
+            self._workers.pop(contender).close()  # in the middle of a conversation
+            raise
         finally:
             timer.cancel()
 
@@ -96,7 +99,6 @@ def tasks(store: Store, *, quick: bool) -> list[list[Task]]:
     """Groups of tasks; those of a group go one after the other."""
     names = sorted(posteriordb.POSTERIORS, key=lambda name: not _slow(name))
     chosen = ["GLM_Poisson_Data-GLM_Poisson_model"] if quick else names
-    groups = [_of_posterior(store, name, quick=quick) for name in chosen]
     dims = gaussians.DIMENSIONS[:2] if quick else gaussians.DIMENSIONS
     cases = [
         (dim, condition, family)
@@ -104,18 +106,15 @@ def tasks(store: Store, *, quick: bool) -> list[list[Task]]:
         for condition in gaussians.CONDITIONS[: 1 if dim == 1 else None]
         for family in gaussians.FAMILIES
     ]
-    groups.append(
-        [Task("special", case.key, _ask("special", key=case.key)) for case in special.CASES]
-        + [
-            Task(
-                "gaussians",
-                f"{dim}|{condition:g}|{family}",
-                _ask("gaussian", dim=dim, condition=condition, family=family),
-            )
-            for dim, condition, family in cases
-        ]
-    )
-    return groups
+    without_data = [Task("special", case.key, _ask("special", key=case.key)) for case in special.CASES] + [
+        Task(
+            "gaussians",
+            f"{dim}|{condition:g}|{family}",
+            _ask("gaussian", dim=dim, condition=condition, family=family),
+        )
+        for dim, condition, family in cases
+    ]
+    return [without_data, *(_of_posterior(store, name, quick=quick) for name in chosen)]
 
 
 def _slow(name: str) -> bool:
@@ -265,6 +264,8 @@ def _work(store: Store, groups: list[list[Task]], lanes: int, began: float, *, q
         if missing:
             queue.put(missing)
 
+    ours: list[BaseException] = []
+
     def drain() -> None:
         lane = Lane()
         try:
@@ -273,6 +274,8 @@ def _work(store: Store, groups: list[list[Task]], lanes: int, began: float, *, q
                     _measure(store, lane, task, began, quick=quick)
         except Empty:
             return
+        except BaseException as mistake:  # noqa: BLE001  # raised again below, when the other lane is through
+            ours.append(mistake)
         finally:
             lane.close()
 
@@ -281,6 +284,8 @@ def _work(store: Store, groups: list[list[Task]], lanes: int, began: float, *, q
         thread.start()
     for thread in threads:
         thread.join()
+    if ours:
+        raise ours[0]
 
 
 def _measure(store: Store, lane: Lane, task: Task, began: float, *, quick: bool) -> None:
