@@ -19,7 +19,7 @@ from benchmarks import channel
 from benchmarks.natural_gradient import adam, evaluation, gaussians, ours, run, special, suited, verdicts
 from benchmarks.natural_gradient.page import render
 from benchmarks.natural_gradient.store import Store
-from pyro_vi_lab.families import Params
+from pyro_vi_lab.families import FAMILIES, Params
 from pyro_vi_lab.guides import GUIDES
 from tests import posteriordb
 
@@ -66,6 +66,20 @@ def test_the_common_draws_are_those_of_the_fit(family: str) -> None:
 def test_a_bound_that_is_not_finite_is_the_worst(fit: vl.Fit) -> None:
     bound = evaluation.Bound(fit.problem.density(), fit.family)
     assert bound(Params(torch.full((2,), torch.nan, dtype=Y.dtype), torch.ones(2, dtype=Y.dtype))) == -math.inf
+
+
+def test_a_bound_above_the_evidence_is_none(fit: vl.Fit) -> None:
+    assert fit.params is not None
+    params = Params(*(value[0] for value in fit.params))
+    density, family = fit.problem.density(), fit.family
+    assert evaluation.Bound(density, family, evidence=EVIDENCE)(params) == pytest.approx(EVIDENCE)
+    assert evaluation.Bound(density, family, evidence=EVIDENCE - 3)(params) == -math.inf
+
+
+def test_a_degenerate_member_has_no_bound_above_the_evidence() -> None:
+    density = vl.Problem(conjugate, Y).density()
+    scale = torch.tensor([[1e-20, 0.0], [1e20, 1e-20]], dtype=Y.dtype)
+    assert evaluation.Bound(density, FAMILIES["full_rank"])(Params(0 * Y, scale)) < EVIDENCE
 
 
 def test_the_gap_of_a_peer_is_its_kl_divergence(fit: vl.Fit) -> None:

@@ -95,9 +95,9 @@ def posterior(
         return {"skipped": "the guide is not over a family"}
     pyro.enable_validation(False)
     torch.set_default_dtype(torch.float64)
-    problem = entry(posterior).problem
+    problem, evidence = entry(posterior).problem, entry(posterior).loaded.log_evidence
     density = problem.density()
-    bound = Bound(density, start(problem, family).family)
+    bound = Bound(density, start(problem, family).family, evidence=evidence)
     runs: list[dict[str, Any]] = []
     ascents: dict[float, Ascent] = {}
     for lr in LEARNING_RATES[:2] if quick else LEARNING_RATES:

@@ -30,7 +30,7 @@ from benchmarks.tables import race
 from tests import posteriordb
 
 LANES = 2
-NUM_SEEDS, SEEDS_SECONDS = 20, 25.0
+NUM_SEEDS, SEEDS_SECONDS = 20, 40.0
 PEER_PARTICLES = 10
 NUMPYRO_CAP, PYRO_CAP = 2.5, 4.0
 """Seconds after which a run of a peer is given up."""
@@ -110,7 +110,7 @@ def tasks(store: Store, *, quick: bool) -> list[list[Task]]:
         Task(
             "gaussians",
             f"{dim}|{condition:g}|{family}",
-            _ask("gaussian", dim=dim, condition=condition, family=family),
+            _ask("gaussian", limit=LONG_LIMIT, dim=dim, condition=condition, family=family),
         )
         for dim, condition, family in cases
     ]
@@ -216,7 +216,7 @@ def _target(store: Store, name: str, family: str) -> tuple[Entry, Peer]:
     best = reference(store, f"{name}|{family}")
     with _capturing:  # Pyro's handlers are not made for threads; the captured graph is
         entry = Entry(name)
-        target = Peer(entry.problem.density(), family, best)
+        target = Peer(entry.problem.density(), family, best, evidence=entry.loaded.log_evidence)
         target.gap(np.zeros(entry.dim), np.ones(entry.dim) if family == "mean_field" else np.eye(entry.dim))
     return entry, target
 
