@@ -115,6 +115,7 @@ def test_a_posterior_is_fitted_and_climbed() -> None:
     row = ours.posterior(**task)  # type: ignore[arg-type]
     assert row["status"] == "converged"
     assert row["baseline"] - row["elbo"] < 0.1 + 5 * row["error"]
+    assert row["judged"] == pytest.approx(row["common"], abs=0.5)
     other = adam.posterior(**task, num_particles=64, reference=row["common"], our_steps=row["steps"])  # type: ignore[arg-type]
     assert other["lr"] in adam.LEARNING_RATES
     assert other["common"] < row["common"] + 0.01
@@ -296,19 +297,30 @@ def made_up() -> dict[str, dict[str, dict[str, Any]]]:
         **base,
         "elbo": -10.0,
         "common": -10.0,
+        "judged": -10.0,
         "baseline": -10.05,
-        "long": {"common": -9.99, "steps": 90, "wanted": 90, "particles": 2048},
+        "long": {"common": -9.99, "judged": -9.99, "steps": 90, "wanted": 90, "particles": 2048},
     }
     ill = {
         **well,
         "common": -10.5,
+        "judged": -10.5,
         "status": "out of steps",
         "message": "no",
         "baseline": -9.0,
         "long": {**well["long"], "steps": 5},
     }
     path = [[200, 0.2, -10.3], [300, 0.3, -10.05], [400, 0.4, -10.02]]
-    climbed = {"num_particles": 64, "lr": 0.1, "steps": 400, "seconds": 0.4, "path": path, "common": -10.0, "runs": []}
+    climbed = {
+        "num_particles": 64,
+        "lr": 0.1,
+        "steps": 400,
+        "seconds": 0.4,
+        "path": path,
+        "common": -10.0,
+        "judged": -10.01,
+        "runs": [],
+    }
     peer = {"lr": 0.1, "arrived": True, "steps": 500, "seconds": 0.5, "gap": -0.02, "num_particles": 10, "runs": []}
     fits = [
         {"status": "converged", "common": value, "error": 0.01, "steps": 10, "wasted": 4}
@@ -331,6 +343,7 @@ def test_distances_are_to_the_best_of_any_method() -> None:
     assert one.best == pytest.approx(-9.99 + 0.02)  # Pyro was above the best of ours and Adam
     assert one.below_best == pytest.approx(0.03)
     assert one.below_longer == pytest.approx(0.01)
+    assert one.adam_below == pytest.approx(0.01)
     assert one.below_baseline == pytest.approx(-0.05)
     assert one.adam_arrival == 300.0
     assert one.adam_ratio == pytest.approx(30.0)

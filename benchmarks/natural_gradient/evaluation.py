@@ -19,6 +19,8 @@ COMMON_SEED, COMMON_DRAWS = 2024, 4096
 """Most of the noise of a difference of two members cancels when they are evaluated with the same draws."""
 COARSE_DRAWS, COARSE_MARGIN = 256, 2.0
 """Enough to see that a member is nats away; only what comes near is evaluated with all draws."""
+JUDGE_SEED, JUDGE_DRAWS = 2025, 2**13
+"""Other draws for the comparison of ends: the best of many checkpoints is the best partly by the luck of its draws."""
 FRESH_DRAWS, FRESH_SECONDS = 2**15, 3.0
 CHUNK_NUMBERS = 2**22
 ABOVE_EVIDENCE = 2.0
@@ -32,14 +34,21 @@ class Bound:
         density: The target.
         family: The family.
         num_draws: How many draws.
+        seed: Of the draws.
         evidence: The log evidence, which no bound is above: what is, is rounding error of a degenerate member.
     """
 
     def __init__(
-        self, density: LogDensity, family: Family, num_draws: int = COMMON_DRAWS, *, evidence: float = math.inf
+        self,
+        density: LogDensity,
+        family: Family,
+        num_draws: int = COMMON_DRAWS,
+        *,
+        seed: int = COMMON_SEED,
+        evidence: float = math.inf,
     ) -> None:
         self._most = evidence + ABOVE_EVIDENCE
-        generator = torch.Generator().manual_seed(COMMON_SEED)
+        generator = torch.Generator().manual_seed(seed)
         self._eps = family.draw((num_draws, 1), density.dim, generator=generator, dtype=density.dtype)
         self._density, self._family = density, family
 
@@ -99,12 +108,19 @@ class Peer:
         return self._reference - self._bound.near(Params(torch.from_numpy(loc), factor), self._reference)
 
 
-def common(fit: vl.Fit) -> tuple[float, float]:
+def common(fit: vl.Fit, num_draws: int = COMMON_DRAWS, seed: int = COMMON_SEED) -> tuple[float, float]:
     """The bound of a fit by the common draws, and its standard error: the draws of :class:`Bound`, for any guide."""
     if fit.params is None:
-        return fit.elbo(COMMON_DRAWS, seed=COMMON_SEED)
-    values = Bound(fit.problem.density(), fit.family).values(Params(*(value[0] for value in fit.params)))
+        return fit.elbo(num_draws, seed=seed)
+    values = Bound(fit.problem.density(), fit.family, num_draws, seed=seed).values(
+        Params(*(value[0] for value in fit.params))
+    )
     return float(values.mean()), float(values.std() / math.sqrt(len(values)))
+
+
+def judged(fit: vl.Fit) -> float:
+    """The bound of a fit by draws that chose none of the members that are compared."""
+    return common(fit, JUDGE_DRAWS, JUDGE_SEED)[0]
 
 
 def fresh(fit: vl.Fit, num_draws: int = FRESH_DRAWS) -> tuple[float, float]:

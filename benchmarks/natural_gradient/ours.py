@@ -11,7 +11,7 @@ from unittest import mock
 import torch
 
 import pyro_vi_lab as vl
-from benchmarks.natural_gradient.evaluation import Bound, common, finite, fresh
+from benchmarks.natural_gradient.evaluation import Bound, common, finite, fresh, judged
 from benchmarks.natural_gradient.suited import entry, heavy_tailed, light_coordinate
 from benchmarks.target import WITHIN
 from pyro_vi_lab import density_engine, natural_step
@@ -47,7 +47,7 @@ def posterior(*, posterior: str, family: str, quick: bool) -> dict[str, Any]:
     if fit.status is not vl.Status.CONVERGED:
         row["message"] = fit.message
     (elbo, error), (own, _) = fresh(fit), common(fit)
-    row |= {"elbo": finite(elbo), "error": finite(error), "common": finite(own)}
+    row |= {"elbo": finite(elbo), "error": finite(error), "common": finite(own), "judged": finite(judged(fit))}
     if family in ("mean_field", "full_rank"):
         row["baseline"] = entry(posterior).loaded.baseline(family)  # type: ignore[arg-type]
     if isinstance(fit.guide, FamilyGuide):
@@ -88,8 +88,8 @@ def longer(fit: vl.Fit, *, seconds: float) -> dict[str, Any]:
             compile=False,
             progress=False,
         )
-    value = None if last.status is vl.Status.DIVERGED else finite(common(last)[0])
-    return {"common": value, "steps": last.num_steps, "wanted": wanted, "particles": particles}
+    bounds = [None, None] if last.status is vl.Status.DIVERGED else [finite(common(last)[0]), finite(judged(last))]
+    return {"common": bounds[0], "judged": bounds[1], "steps": last.num_steps, "wanted": wanted, "particles": particles}
 
 
 @contextmanager

@@ -51,7 +51,10 @@ class Line:
     @property
     def best(self) -> float | None:
         """The best bound of any method, by the common draws; a peer's is known by its distance."""
-        values = [self.ours.get("common"), self.longer, self.adam.get("common")]
+        return self._best("common")
+
+    def _best(self, draws: str) -> float | None:
+        values = [row.get(draws) for row in (self.ours, self.long, self.adam)]
         found = [value for value in values if value is not None]
         if not found:
             return None
@@ -59,24 +62,27 @@ class Line:
         return max(found) + max([0.0, *(-row["gap"] for row in (self.pyro, self.numpyro) if "gap" in row)])
 
     @property
-    def longer(self) -> float | None:
-        value: float | None = (self.ours.get("long") or {}).get("common")
-        return value
+    def long(self) -> Row:
+        """Ours with ten times the steps."""
+        return self.ours.get("long") or {}
 
     @property
     def below_best(self) -> float | None:
-        own, best = self.ours.get("common"), self.best
+        own, best = self.ours.get("judged"), self._best("judged")
         return None if own is None or best is None else best - own
 
     @property
     def below_longer(self) -> float | None:
-        own = self.ours.get("common")
-        return None if own is None or self.longer is None else self.longer - own
+        return _above(self.long.get("judged"), self.ours.get("judged"))
+
+    @property
+    def adam_below(self) -> float | None:
+        """Nats by which Adam ends below ours."""
+        return _above(self.ours.get("judged"), self.adam.get("judged"))
 
     @property
     def below_baseline(self) -> float | None:
-        own, baseline = self.ours.get("elbo"), self.ours.get("baseline")
-        return None if own is None or baseline is None else baseline - own
+        return _above(self.ours.get("baseline"), self.ours.get("elbo"))
 
     @property
     def adam_arrival(self) -> float | None:
@@ -93,6 +99,10 @@ class Line:
         if "path" not in self.adam or not self.ours.get("steps"):
             return None
         return (self.adam_arrival or float(self.adam["steps"])) / float(self.ours["steps"])
+
+
+def _above(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other
 
 
 def lines(rows: Rows) -> list[Line]:
