@@ -73,6 +73,7 @@ def longer(fit: vl.Fit, *, seconds: float) -> dict[str, Any]:
     dim, dtype = density.dim, density.dtype
     particles = max(64, min(LONG_PARTICLES, density_engine.MAX_NUMBERS // density.work // 2 * 2))
     z = fit.loc + torch.zeros(particles, dim, dtype=dtype)
+    density.value_and_grad(z)  # the first of its shape takes longer
     began = time.perf_counter()
     density.value_and_grad(z)
     per_step = max(time.perf_counter() - began, 1e-4) * 3  # the step itself too, and more particles later
