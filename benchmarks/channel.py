@@ -123,8 +123,12 @@ class Worker:
         errors = [line for line in lines if line.partition(":")[0].endswith(("Error", "Exception"))] or lines
         return Failure(f"{self.contender}: {errors[-1] if errors else 'ended without a word'}")
 
-    def close(self) -> None:
+    def kill(self) -> None:
+        """End the process; whoever waits for its answer has a `Failure`."""
         self._process.kill()
+
+    def close(self) -> None:
+        self.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._log):
             if stream:
