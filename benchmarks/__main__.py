@@ -1,4 +1,4 @@
-"""Run benchmarks and write their tables: ``python -m benchmarks [stops|fits|nuts|svi|vae|growth ...] [--quick]``."""
+"""Run benchmarks and write their tables: ``python -m benchmarks [bbb|stops|fits|nuts|svi|vae|growth ...] [--quick]``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from benchmarks import fits, report
-from benchmarks.tables import growth, race, sampling, svi, vae
+from benchmarks.tables import bbb, growth, race, sampling, svi, vae
 from tests import posteriordb
 
 TABLES = {"fits": race, "nuts": sampling, "svi": svi, "vae": vae, "growth": growth}
@@ -17,14 +17,16 @@ TABLES = {"fits": race, "nuts": sampling, "svi": svi, "vae": vae, "growth": grow
 def main() -> int:
     """Write the tables; 0 if all could be made."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("tables", nargs="*", choices=[*TABLES, "stops"], help="which tables; all if none is named")
+    parser.add_argument(
+        "tables", nargs="*", choices=[*TABLES, "stops", "bbb"], help="which tables; all if none is named"
+    )
     parser.add_argument("--quick", action="store_true", help="a smoke run: the first problem, hardly any repeats")
     parser.add_argument("--out", type=Path, default=report.HERE, help="directory of results.json and results.md")
     options = parser.parse_args()
     if posteriordb.directory() is None:
         print("the benchmarks need posteriordb's data and draws: set POSTERIORDB to their folder", file=sys.stderr)
         return 2
-    chosen = options.tables or [*TABLES, "stops"]
+    chosen = options.tables or [*TABLES, "stops", "bbb"]
     results = report.load(options.out)
     for name, module in TABLES.items():
         if name not in chosen:
@@ -37,6 +39,8 @@ def main() -> int:
             print(f"{name}: {shown} ({time.perf_counter() - began:.0f} s)", file=sys.stderr, flush=True)
     if "stops" in chosen:
         fits.main()
+    if "bbb" in chosen:
+        bbb.main(options.out, quick=options.quick)
     return 0
 
 

@@ -44,7 +44,7 @@ class Leaf:
         assert self.tensor.grad is not None
         if isinstance(self.transform, ExpTransform):
             return -self.tensor.grad
-        return self.grad() * self.value()
+        return -self.tensor.grad * (self.value() / self.derivative())
 
     def write(self, value: Tensor) -> None:
         """Set the constrained value."""
