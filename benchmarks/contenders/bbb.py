@@ -127,4 +127,28 @@ def run(
     channel.send({"dim": network.dim, "path": path})
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"run": run}
+def cost(channel: Channel, *, dim: int, how: str, repeats: int) -> None:
+    """Seconds of gradients of as many independent normals under the simplest model, and of the steps after them."""
+
+    def model() -> None:
+        pyro.sample("x", dist.Normal(torch.zeros(dim), 1.0).to_event(1))
+
+    pyro.clear_param_store()
+    pyro.enable_validation(False)
+    guide, objective = AutoNormal(model), Trace_ELBO()
+    guide()
+    optimizer, leaves = _optimizer(how, 0.01, guide), list(guide.parameters())
+    gradient, step = [], []
+    for number in range(repeats + 2):
+        began = time.perf_counter()
+        guide.zero_grad()
+        objective.loss_and_grads(model, guide)
+        between = time.perf_counter()
+        optimizer(leaves)
+        if number > 1:  # not the first ones, which make states
+            gradient.append(between - began)
+            step.append(time.perf_counter() - between)
+    channel.send({"gradient": gradient, "step": step})
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"run": run, "cost": cost}

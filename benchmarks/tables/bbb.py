@@ -36,6 +36,7 @@ EPOCHS = {"digits": 40, "diabetes": 80}
 BATCH = {"digits": 64, "diabetes": 32}
 HIDDEN = 50
 LOOKS = 10
+DIMENSIONS = (10_000, 100_000, 1_000_000)
 HERE = Path(__file__).parent.parent
 
 
@@ -72,6 +73,14 @@ def measure(quick: bool) -> Iterator[dict[str, Any]]:
                     row["dim"] = run["dim"]
                     row["runs"].append(run["path"])
         yield from rows
+
+
+def measure_cost(quick: bool) -> Iterator[dict[str, Any]]:
+    """One row per number of weights and optimizer."""
+    with Worker("bbb") as worker:
+        for dim in DIMENSIONS[:1] if quick else DIMENSIONS:
+            for how in RATES:
+                yield {"dim": dim, "how": how, **worker.ask("cost", dim=dim, how=how, repeats=3 if quick else 15)}
 
 
 # What the table says
@@ -124,6 +133,23 @@ def render(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def render_cost(rows: list[dict[str, Any]]) -> list[str]:
+    """What a step costs beside its gradient."""
+    lines = [
+        "",
+        "## Cost of a step",
+        "",
+        "Of D independent normals under a standard normal prior, the cheapest gradient there is: medians.",
+        "",
+        "| D | optimizer | gradient, ms | step, ms | step / gradient |",
+        "|---" * 5 + "|",
+    ]
+    for row in rows:
+        gradient, step = (1e3 * statistics.median(row[part]) for part in ("gradient", "step"))
+        lines.append(f"| {row['dim']:,} | {row['how']} | {gradient:.2f} | {step:.2f} | {step / gradient:.2f} |")
+    return lines
+
+
 def _cell(row: Mapping[str, Any], quantity: str, digits: int, within: float | None = None) -> str:
     return f"{mean(row, quantity, within):.{digits}f} ± {half_range(row, quantity, within):.{digits}f}"
 
@@ -134,10 +160,13 @@ def main(directory: Path = HERE, *, quick: bool = False) -> None:
     for row in measure(quick):
         rows.append(row)
         print(f"bbb: {row['data']}, {row['how']}, {row['lr']:g} ({time.perf_counter() - began:.0f} s)", file=sys.stderr)
+    costs = list(measure_cost(quick))
     made = {"quick": quick, "versions": machine.versions(), **machine.processor()}
-    (directory / "bayes_by_backprop.json").write_text(json.dumps({**made, "rows": rows}, indent=1) + "\n")
+    (directory / "bayes_by_backprop.json").write_text(
+        json.dumps({**made, "rows": rows, "costs": costs}, indent=1) + "\n"
+    )
     versions = ", ".join(f"{key} {value}" for key, value in machine.versions().items())
-    lines = ["# Bayes by backprop", "", *(__doc__ or "").strip().splitlines(), *render(rows), ""]
+    lines = ["# Bayes by backprop", "", *(__doc__ or "").strip().splitlines(), *render(rows), *render_cost(costs), ""]
     if quick:
         lines += ["**A smoke run: one data set, hardly any epochs. Not a measurement.**", ""]
     lines.append(f"Measured with {made['processor']}, one thread; {versions}. Made by `python -m benchmarks bbb`.")

@@ -39,12 +39,12 @@ class Leaf:
         """Derivative of an elementwise transform."""
         return self.transform.log_abs_det_jacobian(self.tensor, self.value()).exp()
 
-    def log_grad(self) -> Tensor:
-        """Gradient of minus the loss with respect to the logarithm of a positive value, in a tensor of its own."""
+    def log_grad(self, value: Tensor) -> Tensor:
+        """Gradient of minus the loss with respect to the logarithm of the present ``value``, in a tensor of its own."""
         assert self.tensor.grad is not None
         if isinstance(self.transform, ExpTransform):
             return -self.tensor.grad
-        return -self.tensor.grad * (self.value() / self.derivative())
+        return -self.tensor.grad * (value / self.transform.log_abs_det_jacobian(self.tensor, value).exp())
 
     def write(self, value: Tensor) -> None:
         """Set the constrained value."""

@@ -79,7 +79,7 @@ class OnlineNewtonPart(NaturalPart):
             (leaf,) = member.scales
             scale = leaf.value()
             distance = torch.mul(average, scale).div_(old or new)
-            x = leaf.log_grad().mul_(-weight).div_(distance.square_().clamp_(1, torch.finfo(scale.dtype).max))
+            x = leaf.log_grad(scale).mul_(-weight).div_(distance.square_().clamp_(1, torch.finfo(scale.dtype).max))
             limit = min(MAX_STRETCH, farthest)
             leaf.write(_stretched(scale, x.clamp_(-limit, limit)))
             if old:
