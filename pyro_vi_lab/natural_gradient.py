@@ -42,7 +42,7 @@ class NaturalGradient(PyroOptim):
     with :math:`\hat h` the curvature that a gradient gives, :math:`\bar g` the average gradient, and w the larger of
     1 - β₂ and 4 / (t + 40) at step t, less where the mean is far from its optimum. A mean moves by at most 2ρ standard
     deviations in a step, and a precision by a factor of at most 2.5. For networks start with
-    ``NaturalGradient(guide, lr=0.2, momentum=0.9, curvature_momentum=0.999)``, and let a scheduler take ``lr`` to near
+    ``NaturalGradient(guide, lr=0.1, momentum=0.9, curvature_momentum=0.999)``, and let a scheduler take ``lr`` to near
     zero: noise in the means falls with it.
 
     A step whose gradient is not finite is not taken, and shrinks the trust region; after ten in a row there is a
