@@ -1,4 +1,4 @@
-"""Run benchmarks and write their tables: ``python -m benchmarks [natural_gradient|stops|fits|nuts|svi|vae|growth ...] [--quick]``."""
+"""Run benchmarks and write their tables: ``python -m benchmarks [fits|nuts|...|natural_gradient|bbb ...] [--quick]``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 from benchmarks import fits, report
 from benchmarks.natural_gradient import run
-from benchmarks.tables import growth, race, sampling, svi, vae
+from benchmarks.tables import bbb, growth, race, sampling, svi, vae
 from tests import posteriordb
 
-STUDIES = ("stops", "natural_gradient")
+STUDIES = ("stops", "natural_gradient", "bbb")
 TABLES = {"fits": race, "nuts": sampling, "svi": svi, "vae": vae, "growth": growth}
 
 
@@ -41,6 +41,8 @@ def main() -> int:
         fits.main()
     if "natural_gradient" in chosen:
         run.main(options.out, quick=options.quick)
+    if "bbb" in chosen:
+        bbb.main(options.out, quick=options.quick)
     return 0
 
 

@@ -31,6 +31,20 @@ class NaturalGradient(PyroOptim):
     other parameter goes to ``others``. The gradients that :class:`pyro.infer.SVI` leaves in the parameters are all it
     needs.
 
+    For the weights of a network, or where minibatches make gradients noisy, give ``curvature_momentum``: guides of
+    independent normals then take the steps of variational online Newton, in which the precision :math:`P` is a slow
+    average of curvatures, of its own pace,
+
+    .. math::
+        P \leftarrow P \, (1 + x + \tfrac12 x^2), \quad x = w (\hat h / P - 1), \qquad
+        m \leftarrow m + \rho \, \bar g / P,
+
+    with :math:`\hat h` the curvature that a gradient gives, :math:`\bar g` the average gradient, and w the larger of
+    1 - β₂ and 4 / (t + 40) at step t, less where the mean is far from its optimum. A mean moves by at most 2ρ standard
+    deviations in a step, and a precision by a factor of at most 2.5. For networks start with
+    ``NaturalGradient(guide, lr=0.1, momentum=0.9, curvature_momentum=0.999)``, and let a scheduler take ``lr`` to near
+    zero: noise in the means falls with it.
+
     A step whose gradient is not finite is not taken, and shrinks the trust region; after ten in a row there is a
     warning that names the guide's parameters.
 
@@ -42,17 +56,24 @@ class NaturalGradient(PyroOptim):
         max_kl: Largest KL divergence between successive guides, in nats: the trust region. For a low-rank guide it is
             no more than 0.5.
         momentum: Weight β in [0, 1) of the past in the exponential average of natural gradients.
+        curvature_momentum: Weight β₂ in [0, 1) of the past in the exponential average of curvatures, and the choice of
+            online Newton steps; ``None`` for the steps above. Then ``max_kl`` holds for every coordinate alone, and
+            ``momentum`` averages gradients.
         damping: λ ≥ 0: the Fisher matrix F is taken as (1 + λ) F for guides over a family.
         others: Optimizer of all other parameters; ``pyro.optim.Adam({"lr": 0.01})`` by default.
         clip_args: As of Pyro's optimizers: ``{"clip_norm": ...}`` and ``{"clip_value": ...}`` limit the gradient of
             each parameter before the natural step. The trust region does this in the units of the posterior.
 
     Raises:
-        ArgumentError: ``guide`` holds none of the guides above, or a number is out of range.
+        ArgumentError: ``guide`` holds none of the guides above, or a number is out of range; with
+            ``curvature_momentum``, ``guide`` has a part that is not of independent normals.
 
     References:
         Amari 1998, "Natural gradient works efficiently in learning", Neural Computation 10. Khan & Rue 2023, "The
-        Bayesian learning rule", JMLR 24.
+        Bayesian learning rule", JMLR 24. Khan et al. 2018, "Fast and scalable Bayesian deep learning by
+        weight-perturbation in Adam", ICML. Lin, Schmidt & Khan 2020, "Handling the positive-definite constraint
+        in the Bayesian learning rule", ICML. Shen et al. 2024, "Variational learning is effective for large
+        deep networks", ICML, algorithm 1.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -77,6 +98,7 @@ class NaturalGradient(PyroOptim):
         lr: float | PyroLRScheduler = 0.5,
         max_kl: float = 8.0,
         momentum: float = 0.0,
+        curvature_momentum: float | None = None,
         damping: float = 0.0,
         others: PyroOptim | None = None,
         clip_args: Mapping[str, float] | None = None,
@@ -94,18 +116,23 @@ class NaturalGradient(PyroOptim):
             raise ArgumentError(f"max_kl is a KL divergence in nats and must be positive, got {max_kl!r}")
         if not 0 <= momentum < 1:
             raise ArgumentError(f"momentum is a weight in [0, 1), got {momentum!r}")
+        if curvature_momentum is not None and not 0 <= curvature_momentum < 1:
+            raise ArgumentError(f"curvature_momentum is a weight in [0, 1), or None, got {curvature_momentum!r}")
         if not 0 <= damping < float("inf"):
             raise ArgumentError(f"damping must be a number of at least 0, got {damping!r}")
         if unknown := set(clip_args or {}) - {"clip_norm", "clip_value"}:
             raise ArgumentError(f"clip_args takes clip_norm and clip_value, got {sorted(unknown)}")
-        parts: Iterable[nn.Module] = getattr(guide, "modules", tuple)()  # a plain function has none
-        if not any(handles(part) for part in parts):
+        parts = [part for part in getattr(guide, "modules", tuple)() if handles(part)]  # a plain function has none
+        if not parts:
             raise ArgumentError(
                 f"NaturalGradient cannot handle the guide {type(guide).__name__}; it knows {', '.join(names())}"
             )
+        if curvature_momentum is not None:
+            _check_online_newton(parts)
         # for the base class's bookkeeping; no such optimizer is ever made
         super().__init__(torch.optim.SGD, {"lr": lr})
         self.guide, self.lr, self.max_kl, self.momentum, self.damping = guide, lr, max_kl, momentum, damping
+        self.curvature_momentum = curvature_momentum
         self.others = others if others is not None else PyroOptim(torch.optim.Adam, {"lr": 0.01})
         self.clip_args = dict(clip_args or {})
         self._states: dict[str, dict[str, Any]] = {}
@@ -119,7 +146,7 @@ class NaturalGradient(PyroOptim):
         remaining = {id(tensor): tensor for tensor in params}
         given, taken = list(remaining.values()), 0
         for path, module in self.guide.named_modules():
-            part = part_of(module)
+            part = part_of(module, online_newton=self.curvature_momentum is not None)
             if part is None or not all(id(tensor) in remaining for tensor in part.tensors):
                 continue
             taken += 1
@@ -133,7 +160,8 @@ class NaturalGradient(PyroOptim):
                 if not part.direction_is_finite():
                     self._failed(path, module, state)
                     continue
-                part.step(Settings(self.lr, min(state["radius"], self.max_kl), self.momentum, self.damping), state)
+                radius = min(state["radius"], self.max_kl)
+                part.step(Settings(self.lr, radius, self.momentum, self.damping, self.curvature_momentum), state)
             state["radius"], state["failures"] = min(state["radius"] * GROWTH, self.max_kl), 0
         if given and not taken and not self._states:
             raise ArgumentError(
@@ -182,6 +210,7 @@ class NaturalGradient(PyroOptim):
             "lr": self.lr,
             "max_kl": self.max_kl,
             "momentum": self.momentum,
+            "curvature_momentum": self.curvature_momentum,
             "damping": self.damping,
             "parts": copy.deepcopy(self._states),
             "others": self.others.get_state(),
@@ -195,12 +224,24 @@ class NaturalGradient(PyroOptim):
         """Restore what :meth:`get_state` gave."""
         self.lr, self.max_kl = state_dict["lr"], state_dict["max_kl"]
         self.momentum, self.damping = state_dict["momentum"], state_dict["damping"]
+        self.curvature_momentum = state_dict["curvature_momentum"]
+        if self.curvature_momentum is not None:
+            _check_online_newton([part for part in self.guide.modules() if handles(part)])
         self._states = copy.deepcopy(state_dict["parts"])
         self.others.set_state(state_dict["others"])
         if self._schedule is not None and "schedule" in state_dict:
             scheduler = _scheduler_of(self._schedule, self._scheduled)
             scheduler.load_state_dict(state_dict["schedule"]["scheduler"])
             scheduler.optimizer.load_state_dict(state_dict["schedule"]["optimizer"])
+
+
+def _check_online_newton(parts: Iterable[nn.Module]) -> None:
+    for part in parts:
+        if not handles(part, online_newton=True):
+            raise ArgumentError(
+                f"curvature_momentum is for guides of independent normals ({', '.join(names(online_newton=True))}), "
+                f"not for {type(part).__name__}; leave it out"
+            )
 
 
 def _scheduler_of(schedule: PyroLRScheduler, tensor: Tensor) -> Any:

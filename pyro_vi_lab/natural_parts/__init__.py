@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 from torch import nn
 
-from pyro_vi_lab.guides import GUIDES, Amortized, Conjugate, FamilyGuide, Flow
+from pyro_vi_lab.guides import FAMILY_GUIDES, Amortized, Conjugate, FamilyGuide, Flow, MeanFieldNormal
 from pyro_vi_lab.natural_parts.conjugate_part import ConjugatePart
 from pyro_vi_lab.natural_parts.family_part import PYRO_GUIDES, FamilyPart
 from pyro_vi_lab.natural_parts.kronecker_part import KroneckerPart
 from pyro_vi_lab.natural_parts.member import GuideMember
+from pyro_vi_lab.natural_parts.online_newton_part import OnlineNewtonPart
 from pyro_vi_lab.natural_parts.part import NaturalPart, Settings
 from pyro_vi_lab.natural_parts.scores import EncoderScores, FlowScores
 
@@ -22,6 +24,14 @@ def _over_family(guide: Any) -> NaturalPart:
 
 def _of_pyro(guide: Any) -> NaturalPart:
     return FamilyPart(PYRO_GUIDES[type(guide)](guide))
+
+
+def _newton_over_family(guide: Any) -> NaturalPart:
+    return OnlineNewtonPart([GuideMember(guide)])
+
+
+def _newton_of_pyro(guide: Any) -> NaturalPart:
+    return OnlineNewtonPart(PYRO_GUIDES[type(guide)](guide))
 
 
 def _of_encoder(guide: Any) -> NaturalPart:
@@ -42,29 +52,42 @@ PARTS: dict[type, Callable[[Any], NaturalPart]] = {
 """How to make the part of each kind of guide; ours take their subclasses in, Pyro's do not."""
 
 
-def handles(guide: nn.Module) -> bool:
-    """Whether a guide takes natural steps."""
-    return _maker(guide) is not None
+ONLINE_NEWTON_PARTS: dict[type, Callable[[Any], NaturalPart]] = {
+    MeanFieldNormal: _newton_over_family,
+    AutoNormal: _newton_of_pyro,
+    AutoDiagonalNormal: _newton_of_pyro,
+}
+"""The same for the online Newton form: the guides of independent normals."""
 
 
-def part_of(guide: nn.Module) -> NaturalPart | None:
+def handles(guide: nn.Module, *, online_newton: bool = False) -> bool:
+    """Whether a guide takes natural steps, or those of the online Newton form."""
+    return _maker(guide, _parts(online_newton)) is not None
+
+
+def part_of(guide: nn.Module, *, online_newton: bool = False) -> NaturalPart | None:
     """The part of a guide; ``None`` where it takes no natural step, or has not been run yet."""
-    maker = _maker(guide)
+    maker = _maker(guide, _parts(online_newton))
     if maker is None or getattr(guide, "prototype_trace", None) is None:
         return None
     return maker(guide)
 
 
-def names() -> list[str]:
-    """Names of all guides that take natural steps."""
-    return [kind.__name__ for kind in dict.fromkeys((*GUIDES.values(), *PARTS)) if kind is not FamilyGuide]
+def names(*, online_newton: bool = False) -> list[str]:
+    """Names of all guides that take natural steps, or those of the online Newton form."""
+    kinds: tuple[type, ...] = tuple(ONLINE_NEWTON_PARTS) if online_newton else (*FAMILY_GUIDES.values(), *PARTS)
+    return [kind.__name__ for kind in kinds if kind is not FamilyGuide]
 
 
-def _maker(guide: nn.Module) -> Callable[[Any], NaturalPart] | None:
-    exact = PARTS.get(type(guide))
+def _parts(online_newton: bool) -> dict[type, Callable[[Any], NaturalPart]]:
+    return ONLINE_NEWTON_PARTS if online_newton else PARTS
+
+
+def _maker(guide: nn.Module, parts: dict[type, Callable[[Any], NaturalPart]]) -> Callable[[Any], NaturalPart] | None:
+    exact = parts.get(type(guide))
     if exact is not None:
         return exact
-    return next((make for kind, make in PARTS.items() if kind not in PYRO_GUIDES and isinstance(guide, kind)), None)
+    return next((make for kind, make in parts.items() if kind not in PYRO_GUIDES and isinstance(guide, kind)), None)
 
 
-__all__ = ["PARTS", "NaturalPart", "Settings", "handles", "names", "part_of"]
+__all__ = ["ONLINE_NEWTON_PARTS", "PARTS", "NaturalPart", "Settings", "handles", "names", "part_of"]

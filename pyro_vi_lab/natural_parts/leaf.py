@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints, transform_to
+from torch.distributions import ExpTransform, constraints, transform_to
 
 
 class Leaf:
@@ -38,6 +38,13 @@ class Leaf:
     def derivative(self) -> Tensor:
         """Derivative of an elementwise transform."""
         return self.transform.log_abs_det_jacobian(self.tensor, self.value()).exp()
+
+    def log_grad(self, value: Tensor) -> Tensor:
+        """Gradient of minus the loss with respect to the logarithm of the present ``value``, in a tensor of its own."""
+        assert self.tensor.grad is not None
+        if isinstance(self.transform, ExpTransform):
+            return -self.tensor.grad
+        return -self.tensor.grad * (value / self.transform.log_abs_det_jacobian(self.tensor, value).exp())
 
     def write(self, value: Tensor) -> None:
         """Set the constrained value."""

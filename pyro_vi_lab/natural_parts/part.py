@@ -17,12 +17,14 @@ class Settings(NamedTuple):
         max_kl: Largest KL divergence between successive guides, in nats.
         momentum: Weight β of the past in the average of natural gradients, in [0, 1).
         damping: λ, by which the metric is enlarged.
+        curvature_momentum: Weight β₂ of the past in the average of curvatures, of the online Newton form alone.
     """
 
     lr: float
     max_kl: float
     momentum: float = 0.0
     damping: float = 0.0
+    curvature_momentum: float | None = None
 
 
 class NaturalPart(ABC):
