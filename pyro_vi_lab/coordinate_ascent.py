@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -57,10 +58,12 @@ class Ascent(NamedTuple):
     Args:
         elbo: The ELBO before the first sweep and after each, exact up to rounding, ``(sweeps + 1,)``.
         converged: Whether the last sweep changed nothing.
+        seconds: Since the start, at each of these.
     """
 
     elbo: Tensor
     converged: bool
+    seconds: tuple[float, ...]
 
 
 def coordinate_ascent(
@@ -110,16 +113,19 @@ def coordinate_ascent(
             f"model {problem.name} sees some of its rows at a time; fit it by SVI with NaturalGradient, or take a "
             "natural_sweep on each batch"
         )
+    began = time.perf_counter()
     model, args, kwargs = problem.model, problem.args, problem.kwargs
     with user_errors(problem.name, args, kwargs), model_run(seed=0, dtype=problem.dtype, validate=False):
         set_up(guide, *args, **kwargs)
         joint = LogJoint(guide, model, args, kwargs)
         design = planned(joint).design(joint)
         history, best, since = [elbo(joint, design)], math.inf, 0
+        seconds = [time.perf_counter() - began]
         converged = False
         for _ in range(max_sweeps):
             step = sweep(joint, design, lr=lr)
             history.append(elbo(joint, design))
+            seconds.append(time.perf_counter() - began)
             best, since = (step, 0) if step < best else (best, since + 1)
             if step <= tolerance or (since >= STALLED_SWEEPS and best <= STALLED_STEP):
                 converged = True
@@ -127,7 +133,7 @@ def coordinate_ascent(
         if not averages_agree(joint, design):  # what was alike at the start need not be alike at the end
             raise FitError("the sites depend on each other in other ways than at the start; run it again from here")
         write(guide, joint)
-    return Ascent(torch.stack(history), converged)
+    return Ascent(torch.stack(history), converged, tuple(seconds))
 
 
 def natural_sweep(guide: Conjugate, *args: Any, lr: float = 1.0, check: bool = False, **kwargs: Any) -> Tensor:

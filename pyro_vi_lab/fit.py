@@ -9,10 +9,12 @@ from typing import Any
 from pyro.infer import ELBO
 from pyro.optim.optim import PyroOptim
 
+from pyro_vi_lab.conjugate_fit import SWEEPS, fit_conjugate, is_conjugate
 from pyro_vi_lab.density_fit import fit_density
 from pyro_vi_lab.errors import ArgumentError, unknown_name
 from pyro_vi_lab.fit_guide import is_over_family, is_point
 from pyro_vi_lab.fitted import Fit
+from pyro_vi_lab.flow_fit import fit_flow, is_flow
 from pyro_vi_lab.mode_fit import fit_mode, fit_mode_of_batches
 from pyro_vi_lab.problem import Problem
 from pyro_vi_lab.program_fit import fit_program
@@ -56,6 +58,11 @@ def fit(
     density of the constrained sites as Pyro's ``AutoDelta``, of the likelihood, and of the density on the
     unconstrained scale. The first two give a point (:meth:`Fit.point`), the last a full-rank normal. ``CONVERGED`` then
     means a strict local maximum; one that lies at the edge of a support, or is flat, is said to be none.
+
+    The guide ``"conjugate"`` goes by coordinate ascent with exact expectations
+    (:mod:`pyro_vi_lab.coordinate_ascent`), whose bound never falls; ``CONVERGED`` means that a sweep changes nothing
+    more. ``"flow"`` starts from a fit of the full-rank normal (of the mean-field one for more than 512 dimensions),
+    in whose coordinates it goes by stochastic gradients.
 
     Any other Pyro guide, and any guide of a problem with minibatches, goes by stochastic gradients of the captured
     objective (:mod:`pyro_vi_lab.program_engine`), and is trained in place with its parameters in Pyro's param store, as
@@ -126,6 +133,25 @@ def fit(
         _refuse("is fitted by Newton steps of the log density", guide, optim=optim, objective=objective, lr=lr)
         return fit_mode(
             problem, guide, num_restarts=num_restarts, seed=seed, max_steps=max_steps or MODE_STEPS, progress=progress
+        )
+    if is_conjugate(guide) and not problem.subsamples and optim is None and objective is None:
+        _refuse("is fitted by coordinate ascent with exact expectations", guide, num_particles=num_particles)
+        return fit_conjugate(
+            problem, guide, num_restarts=num_restarts, seed=seed, max_steps=max_steps or SWEEPS, lr=lr or 1.0
+        )
+    if is_flow(guide) and not problem.subsamples:
+        return fit_flow(
+            problem,
+            guide,
+            optim=optim if not isinstance(optim, str) else None,
+            objective=objective,
+            lr=lr,
+            num_particles=num_particles,
+            num_restarts=num_restarts,
+            seed=seed,
+            max_steps=max_steps or PROGRAM_STEPS,
+            progress=progress,
+            compile=compile,
         )
     if not is_over_family(guide) or problem.subsamples:
         # the mode of what is seen batch by batch: by stochastic gradients, like all else of that kind

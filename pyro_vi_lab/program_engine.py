@@ -110,6 +110,7 @@ def train(
     max_steps: int,
     seed: int,
     on_step: Callable[[int, float, float], None],
+    least_fall: float = 0.0,
 ) -> Training:
     """Minimize the objective over the parameters of the model and the guide, in place, as SVI does.
 
@@ -123,9 +124,11 @@ def train(
         max_steps: Most steps.
         seed: Of the order of the rows.
         on_step: Called with the number, the loss and the step size of each step.
+        least_fall: A window in which the loss falls by no more is one in which it stands still, however small its
+            noise, and whether or not the parameters drift.
     """
     calls, program = calls_of(problem, model, guide, seed)
-    stages, names = _Stages(_window(problem), STAGES if optim is None else 1), list[str]()
+    stages, names = _Stages(_window(problem), STAGES if optim is None else 1, least_fall), list[str]()
     optim = default_optim() if optim is None else optim
     svi = SVI(*program, optim, loss=objective)
     result, clock = Training(), time.perf_counter()
@@ -221,8 +224,8 @@ def _window(problem: Problem) -> int:
 class _Stages:
     """When the loss has stopped falling and the parameters have stopped drifting."""
 
-    def __init__(self, window: int, number: int) -> None:
-        self.window, self.left = window, number
+    def __init__(self, window: int, number: int, least_fall: float = 0.0) -> None:
+        self.window, self.left, self.least_fall = window, number, least_fall
         self._losses: list[float] = []
         self._before: tuple[float, float] | None = None
         self._still = self._steps = 0
@@ -255,9 +258,10 @@ class _Stages:
         before, self._before = self._before, (mean, variance)
         if before is None:
             return False
-        fell = before[0] - mean > math.sqrt(before[1] + variance)
+        fell = before[0] - mean > max(math.sqrt(before[1] + variance), self.least_fall)
         self._still = 0 if fell else self._still + 1
-        if self._still < STILL_WINDOWS or (self._drifts() and self._still < MAX_STILL_WINDOWS):
+        watched = not self.least_fall  # parameters of flows are not identified: their drift says nothing
+        if self._still < STILL_WINDOWS or (watched and self._drifts() and self._still < MAX_STILL_WINDOWS):
             return False
         self.left, self.window = self.left - 1, 2 * self.window
         self._before, self._still = None, 0

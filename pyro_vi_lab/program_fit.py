@@ -25,18 +25,22 @@ from pyro_vi_lab.errors import ArgumentError, unknown_name
 from pyro_vi_lab.fit_progress import fit_progress
 from pyro_vi_lab.fitted import Fit
 from pyro_vi_lab.fused_adam import FusedAdam
-from pyro_vi_lab.guides import GUIDES, FamilyGuide
+from pyro_vi_lab.guides import GUIDES, Amortized, Conjugate, FamilyGuide, Flow
 from pyro_vi_lab.isolation import default_dtype, seeded, threads
 from pyro_vi_lab.natural_gradient import NaturalGradient
+from pyro_vi_lab.natural_step import tolerance
 from pyro_vi_lab.objectives import ELBO
+from pyro_vi_lab.objectives.elbo import Gradient
 from pyro_vi_lab.problem import Problem
 from pyro_vi_lab.program_engine import Training, enumerated, train
 from pyro_vi_lab.tiers import Compile
 
 ADAM_LR, NATURAL_LR = 0.01, 0.1
 """First step sizes."""
-FAMILY_PARTICLES = 8
-"""Particles of a guide over a family: vectorized, they cost hardly more than one."""
+FLOW_LR = 3e-3
+"""First step size of a flow, whose parameters are of order one in the coordinates that it starts in."""
+FAMILY_PARTICLES, FLOW_PARTICLES = 8, 32
+"""Particles of guides over a family and of flows: vectorized, they cost hardly more than one."""
 _NUMBERS = itertools.count(1)
 PARALLEL_WORK = 2**22
 """Numbers of a batch times parameters from which a second intra-op thread pays."""
@@ -66,8 +70,8 @@ def fit_program(
     if optim is not None and lr is not None:
         raise ArgumentError("lr and optim were both given: the step size of an optimizer is set where it is made")
     began = time.perf_counter()
-    name, made, model = _name(guide), _instance(problem, guide), enumerated(problem)
-    captured = _objective(problem, made, objective, num_particles, compile)
+    name, made, model = _name(guide), instance_of(problem, guide), enumerated(problem)
+    captured = objective_of(problem, made, objective, num_particles, compile)
     with (
         seeded(seed),
         default_dtype(problem.dtype),
@@ -84,9 +88,11 @@ def fit_program(
             max_steps=max_steps,
             seed=seed,
             on_step=lambda step, loss, rate: show(step, loss, f"step size {rate:.2g}"),
+            # near its optimum the bound of a flow has next to no noise to stop at
+            least_fall=tolerance(made.latent_dim) if isinstance(made, Flow) else 0.0,
         )
     if made is not guide and isinstance(made, PyroModule):
-        _forget(made)
+        forget(made)
     return Fit(
         problem=problem,
         method=name,
@@ -115,7 +121,7 @@ def _name(guide: Any) -> str:
     return names.get(kind) or str(getattr(guide, "__name__", kind.__name__))
 
 
-def _instance(problem: Problem, guide: Any) -> Callable[..., Any]:
+def instance_of(problem: Problem, guide: Any) -> Callable[..., Any]:
     """A guide that can be called; ours are twins, all others are what was given."""
     if isinstance(guide, str):
         if guide not in GUIDES:
@@ -137,16 +143,17 @@ def _named(guide: PyroModule) -> PyroModule:
     return guide
 
 
-def _forget(guide: PyroModule) -> None:
+def forget(guide: PyroModule) -> None:
     """Take the parameters of a guide that we have made out of the param store; the guide keeps them."""
     store = pyro.get_param_store()
     for name in [name for name in store.keys() if name.startswith(f"{guide._pyro_name}.")]:  # noqa: SIM118
         del store[name]
 
 
-def _objective(
+def objective_of(
     problem: Problem, guide: Any, objective: PyroELBO | None, num_particles: int | None, compile: Compile
 ) -> Captured:
+    """The captured objective of a fit: the one that was given, or the one that suits the guide."""
     if isinstance(objective, Captured):
         return objective
     if objective is not None:
@@ -156,15 +163,21 @@ def _objective(
     if any(site.kind == "discrete" for site in problem.sites.values()):
         nesting = problem.max_plate_nesting
         return Captured(TraceEnum_ELBO(num_particles or 1, max_plate_nesting=nesting), compile=compile)
-    if isinstance(guide, FamilyGuide):
+    if isinstance(guide, (FamilyGuide, Conjugate)):
         return Captured(ELBO(num_particles or FAMILY_PARTICLES), compile=compile)
+    if isinstance(guide, Flow):
+        # the density of an autoregressive flow at a given point takes D passes
+        gradient: Gradient = "stl" if guide.has_quick_inverse else "reparam"
+        return Captured(ELBO(num_particles or FLOW_PARTICLES, gradient=gradient), compile=compile)
+    if isinstance(guide, Amortized):
+        return Captured(ELBO(num_particles or 1), compile=compile)
     return Captured(Trace_ELBO(num_particles or 1), compile=compile)
 
 
 def _optim(problem: Problem, guide: Any, lr: float | None) -> PyroOptim:
-    if isinstance(guide, FamilyGuide) and not problem.has_local_sites:
+    if isinstance(guide, (FamilyGuide, Conjugate)) and not problem.has_local_sites:
         return NaturalGradient(guide, lr=lr or NATURAL_LR, others=FusedAdam({"lr": ADAM_LR}))
-    return FusedAdam({"lr": lr or ADAM_LR})
+    return FusedAdam({"lr": lr or (FLOW_LR if isinstance(guide, Flow) else ADAM_LR)})
 
 
 def _num_threads(problem: Problem) -> int:

@@ -46,6 +46,7 @@ LAYERS = (
     ("fixed_draws", "natural_gradient"),
     (
         "batch_and_match",
+        "conjugate_fit",
         "coordinate_ascent",
         "density_engine",
         "density_fit",
@@ -53,6 +54,7 @@ LAYERS = (
         "expected_log_joint",
         "fit",
         "fit_guide",
+        "flow_fit",
         "fit_progress",
         "fitted",
         "mode_fit",

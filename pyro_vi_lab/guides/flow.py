@@ -264,6 +264,11 @@ class Flow(UnconstrainedGuide):
         return FlowDistribution(self.center, self.spread, self.shift, self.log_scale, self.transforms)
 
     @property
+    def has_quick_inverse(self) -> bool:
+        """Whether the density at a given z takes one pass, as that of a draw does."""
+        return self._of_dim in ("realnvp", "spline_coupling")
+
+    @property
     def transforms(self) -> list[Any]:
         """The flow T, one transform after the other."""
         trained = iter(self.flow)
