@@ -66,7 +66,7 @@ def fit_flow(
             progress=progress,
             compile=compile,
         )
-        if normal.status is Status.DIVERGED or normal.params is None:
+        if normal.status is not Status.CONVERGED or normal.params is None:
             return replace(normal, method="flow", message=f"of the normal that the flow starts from: {normal.message}")
         made.whiten(normal.params.loc[0], normal.params.scale[0])
     fit = fit_program(

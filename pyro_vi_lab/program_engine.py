@@ -89,12 +89,12 @@ class Rowed:
         self.__wrapped__ = program
         self.__name__ = getattr(program, "__name__", type(program).__name__)
 
-    def __call__(self, index: Tensor | None, size: int, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, index: Tensor | None, size: int, /, *args: Any, **kwargs: Any) -> Any:
         """Run it on the rows."""
         with self.problem.rows(index, size):
             return self.program(*args, **kwargs)
 
-    def see(self, index: Tensor | None, size: int, *args: Any, **kwargs: Any) -> None:
+    def see(self, index: Tensor | None, size: int, /, *args: Any, **kwargs: Any) -> None:
         """Let the program know of a call that a graph has made."""
         tell(self.program, *args, **kwargs)
 
