@@ -17,6 +17,7 @@ Example:
 from pyro_vi_lab import checks, families, guides, models
 from pyro_vi_lab.captured import Captured
 from pyro_vi_lab.compare import Comparison, compare
+from pyro_vi_lab.coordinate_ascent import coordinate_ascent, natural_sweep
 from pyro_vi_lab.density import LogDensity
 from pyro_vi_lab.density_engine import Status
 from pyro_vi_lab.density_fit import fit_each
@@ -51,12 +52,14 @@ __all__ = [
     "Status",
     "checks",
     "compare",
+    "coordinate_ascent",
     "explain",
     "families",
     "fit",
     "fit_each",
     "guides",
     "models",
+    "natural_sweep",
     "nuts",
     "to_arviz",
 ]

@@ -51,10 +51,8 @@ def fit_conjugate(problem: Problem, guide: Any, *, num_restarts: int, seed: int,
         elbo, seconds = np.array([math.nan]), np.array([time.perf_counter() - began])
         status, message = Status.DIVERGED, f"diverged: {error}"
     except ModelError as error:
-        raise ModelError(
-            f"{error}; coordinate ascent needs conjugate sites: for steps from draws give "
-            "optim=pyro_vi_lab.NaturalGradient(guide), with this guide as an instance, or fit 'mean_field'"
-        ) from error
+        # Pyro adds the shapes of the trace to errors
+        raise ModelError(f"{str(error).splitlines()[0]}, or fit 'mean_field' or 'full_rank'") from error
     if made is not guide:
         forget(made)
     return Fit(

@@ -15,8 +15,10 @@ NOT_BY_BOUND = {
     "laplace": "a Gaussian at a mode, which is not fitted by its bound",
     "map": "a point, which has no bound",
     "mle": "a point, which has no bound",
+    "conjugate": "for conjugate models, which these posteriors are not",
+    "flow": "trained by Adam for thousands of steps; it is among the special targets",
 }
-"""Guides that no bound is maximized for, and what they are instead."""
+"""Guides that are not fitted by natural gradients of the bound here, and what they are instead."""
 FAR = (1e6, 1e7)
 """Standard deviations at which tails are looked at."""
 MOST_POWER = 4.5
