@@ -7,12 +7,12 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import fits, report
+from benchmarks import encoder, fits, report
 from benchmarks.natural_gradient import run
 from benchmarks.tables import bbb, growth, race, sampling, svi, vae
 from tests import posteriordb
 
-STUDIES = ("stops", "natural_gradient", "bbb")
+STUDIES = ("stops", "natural_gradient", "bbb", "encoder")
 TABLES = {"fits": race, "nuts": sampling, "svi": svi, "vae": vae, "growth": growth}
 
 
@@ -43,6 +43,8 @@ def main() -> int:
         run.main(options.out, quick=options.quick)
     if "bbb" in chosen:
         bbb.main(options.out, quick=options.quick)
+    if "encoder" in chosen:
+        encoder.main(options.out, quick=options.quick)
     return 0
 
 
