@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_vi_lab.guides import Amortized
 from pyro_vi_lab.natural_parts import NaturalPart, Settings
-from pyro_vi_lab.natural_parts.scores import EncoderScores
+from pyro_vi_lab.natural_parts.scores import EncoderScores, jvp
 
 Values = dict[str, Tensor]
 
@@ -54,7 +54,7 @@ class ConjugateGradientPart(NaturalPart):
             state["damping"] = DAMPING * seen.scale * _inner(score, score) / number
 
         def product(v: Values) -> Values:
-            by_loc, by_scale = torch.func.jvp(outputs, (at,), (v,))[1]
+            by_loc, by_scale = jvp(outputs, at, v)[1]
             (found,) = pull_back((by_loc * precision, 2 * by_scale * precision))
             return {name: value + state["damping"] * v[name] for name, value in found.items()}
 

@@ -75,7 +75,7 @@ class EncoderScores(Scores):
             return self.guide.joined(torch.func.functional_call(encoder, {**present, **values}, seen.inputs))
 
         at = {name: present[name] for name in moves}
-        (_, scale), (loc_change, scale_change) = _jvp(outputs, at, moves)
+        (_, scale), (loc_change, scale_change) = jvp(outputs, at, moves)
         return seen.scale * float(((loc_change.square() + 2 * scale_change.square()) / scale.square()).sum())
 
 
@@ -110,11 +110,11 @@ class FlowScores(Scores):
             return value
 
         at = {name: present[name] for name in moves}
-        change = _jvp(log_q, at, moves)[1]
+        change = jvp(log_q, at, moves)[1]
         return float(change.square().mean())
 
 
-def _jvp(function: Callable[..., Any], at: dict[str, Tensor], moves: Mapping[str, Tensor]) -> tuple[Any, Any]:
+def jvp(function: Callable[..., Any], at: dict[str, Tensor], moves: Mapping[str, Tensor]) -> tuple[Any, Any]:
     """Value and directional derivative."""
     with warnings.catch_warnings():
         # torch's own decompositions for forward derivatives, when they are first loaded
