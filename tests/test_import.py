@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import json
 import subprocess
 import sys
@@ -46,6 +47,8 @@ print(json.dumps({"before": before, "after": state(), **found}))
 @pytest.fixture(scope="module")
 def observed() -> dict[str, Any]:
     """What a fresh interpreter sees when it imports the package after Pyro."""
+    # bytecode is there from the second import on, and Pyro's is there already
+    assert compileall.compile_dir(ROOT / "pyro_vi_lab", quiet=1)
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", SCRIPT], cwd=ROOT, check=False, capture_output=True, text=True
     )
