@@ -26,10 +26,16 @@ class NaturalGradient(PyroOptim):
     r"""Natural-gradient optimizer of guides; a drop-in for Pyro's optimizers.
 
     Takes one joint natural step, :math:`\phi \leftarrow \phi + \rho F(\phi)^{-1} \nabla_\phi \mathcal L`, in all
-    parameters of each guide that it knows: those of :data:`pyro_vi_lab.guides.GUIDES` and Pyro's ``AutoNormal``,
-    ``AutoDiagonalNormal`` and ``AutoMultivariateNormal``, also inside an ``AutoGuideList`` or another module. Every
-    other parameter goes to ``others``. The gradients that :class:`pyro.infer.SVI` leaves in the parameters are all it
-    needs.
+    parameters of each guide that it knows, also inside an ``AutoGuideList`` or another module; every other parameter
+    goes to ``others``. The gradients that :class:`pyro.infer.SVI` leaves in the parameters are all it needs.
+
+    - Guides over a family (:data:`pyro_vi_lab.guides.FAMILY_GUIDES`) and Pyro's ``AutoNormal``, ``AutoDiagonalNormal``
+      and ``AutoMultivariateNormal``: in closed form.
+    - :class:`~pyro_vi_lab.guides.Conjugate`: differences of natural parameters; a step of size 1 on exact expectations
+      is coordinate ascent.
+    - :class:`~pyro_vi_lab.guides.Amortized` and :class:`~pyro_vi_lab.guides.Flow`: by a Kronecker-factored Fisher
+      matrix of their networks, the length of the step by the exact one
+      (:mod:`pyro_vi_lab.natural_parts.kronecker_part`). For a flow, Adam is as good in each step and cheaper.
 
     For the weights of a network, or where minibatches make gradients noisy, give ``curvature_momentum``: guides of
     independent normals then take the steps of variational online Newton, in which the precision :math:`P` is a slow
@@ -59,7 +65,7 @@ class NaturalGradient(PyroOptim):
         curvature_momentum: Weight β₂ in [0, 1) of the past in the exponential average of curvatures, and the choice of
             online Newton steps; ``None`` for the steps above. Then ``max_kl`` holds for every coordinate alone, and
             ``momentum`` averages gradients.
-        damping: λ ≥ 0: the Fisher matrix F is taken as (1 + λ) F for guides over a family.
+        damping: λ ≥ 0: the Fisher matrix F is taken as (1 + λ) F for guides over a family, and as F + λI for networks.
         others: Optimizer of all other parameters; ``pyro.optim.Adam({"lr": 0.01})`` by default.
         clip_args: As of Pyro's optimizers: ``{"clip_norm": ...}`` and ``{"clip_value": ...}`` limit the gradient of
             each parameter before the natural step. The trust region does this in the units of the posterior.
