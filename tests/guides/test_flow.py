@@ -63,7 +63,7 @@ def test_density_of_a_draw_is_that_of_its_value(name: str) -> None:
 @each_flow
 def test_density_integrates_to_one(name: str) -> None:
     posterior = bent(name).get_posterior()
-    side = torch.linspace(-14, 14, 1401)
+    side = torch.linspace(-14, 14, 701)
     grid = torch.stack(torch.meshgrid(side, side, indexing="ij"), -1)
     mass = (
         sum(float(posterior.log_prob(part).detach().exp().sum()) for part in grid.split(100))
@@ -110,7 +110,7 @@ def test_gradient_of_the_bound_is_that_of_finite_differences(name: str) -> None:
     assert slope == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["realnvp", "spline_coupling"])
+@pytest.mark.parametrize("name", ["realnvp", pytest.param("spline_coupling", marks=pytest.mark.slow)])
 def test_beats_a_normal_on_a_banana(name: str) -> None:
     """The best normal of this target is 0.56 nats below its evidence, which is 0."""
     guide = Flow(banana, transforms=name)
@@ -119,7 +119,7 @@ def test_beats_a_normal_on_a_banana(name: str) -> None:
     pyro.set_rng_seed(0)
     elbo = vl.ELBO(num_particles=32, vectorize_particles=True, max_plate_nesting=0)
     svi = SVI(banana, guide, pyro.optim.Adam({"lr": 5e-3}), elbo)
-    for _ in range(300):
+    for _ in range(200):
         svi.step()
     with torch.no_grad():
         z = guide.get_posterior().rsample((4000,))
@@ -135,7 +135,7 @@ def test_natural_gradient_improves_the_bound() -> None:
     pyro.set_rng_seed(0)
     elbo = vl.ELBO(num_particles=32, vectorize_particles=True, max_plate_nesting=0)
     svi = SVI(banana, guide, vl.NaturalGradient(guide, lr=0.1, momentum=0.9, max_kl=0.1), elbo)
-    losses = [svi.step() for _ in range(100)]
+    losses = [svi.step() for _ in range(60)]
     assert sum(losses[-20:]) / 20 < sum(losses[:20]) / 20 - 0.05
 
 
@@ -147,9 +147,9 @@ def test_medians_and_quantiles_of_draws() -> None:
     median, quantiles = guide.median(), guide.quantiles([0.25, 0.75])
     assert median["rate"].shape == (2,)
     assert quantiles["share"].shape == (2, 3)
-    drawn = Predictive(constrained, guide=guide, num_samples=3000)()
+    drawn = Predictive(constrained, guide=guide, num_samples=600)()
     below = (drawn["rate"] < quantiles["rate"][0]).double().mean(0)
-    torch.testing.assert_close(below.reshape(-1), torch.full((2,), 0.25), rtol=0, atol=5 * (0.25 * 0.75 / 3000) ** 0.5)
+    torch.testing.assert_close(below.reshape(-1), torch.full((2,), 0.25), rtol=0, atol=5 * (0.25 * 0.75 / 600) ** 0.5)
     torch.testing.assert_close(guide.median(), median)
 
 
