@@ -12,7 +12,7 @@ from pyro_vi_lab.coordinate_ascent import coordinate_ascent
 from pyro_vi_lab.density_engine import Status
 from pyro_vi_lab.errors import ArgumentError, FitError, ModelError
 from pyro_vi_lab.fitted import Fit
-from pyro_vi_lab.guides import GUIDES, Conjugate
+from pyro_vi_lab.guides import Conjugate
 from pyro_vi_lab.problem import Problem
 from pyro_vi_lab.program_fit import forget, instance_of, objective_of
 
@@ -20,12 +20,6 @@ SWEEPS = 1000
 """Most sweeps by default."""
 TOLERANCE = 1e-10
 """Squared Fisher length of a sweep, in nats, below which it has converged."""
-
-
-def is_conjugate(guide: object) -> bool:
-    """Whether a guide, a guide class or a guide's name is one of exponential families."""
-    kind = GUIDES.get(guide) if isinstance(guide, str) else guide
-    return isinstance(kind, Conjugate) or (isinstance(kind, type) and issubclass(kind, Conjugate))
 
 
 def fit_conjugate(problem: Problem, guide: Any, *, num_restarts: int, seed: int, max_steps: int, lr: float) -> Fit:

@@ -14,7 +14,8 @@ import torch
 from pyro_vi_lab.density import LogDensity
 from pyro_vi_lab.errors import ArgumentError, CompileError
 from pyro_vi_lab.fit import fit
-from pyro_vi_lab.fit_guide import is_over_family, is_point
+from pyro_vi_lab.fit_guide import is_a, is_over_family
+from pyro_vi_lab.guides import PointGuide
 from pyro_vi_lab.isolation import default_dtype, own_params, threads
 from pyro_vi_lab.native import compiler
 from pyro_vi_lab.problem import Problem
@@ -50,7 +51,7 @@ def explain(problem: Problem, guide: Any = "full_rank", *, file: TextIO | None =
     """
     if not isinstance(problem, Problem):
         raise ArgumentError(f"problem must be a pyro_vi_lab.Problem, got {type(problem).__name__}")
-    of_density = (is_over_family(guide) or is_point(guide)) and not problem.subsamples
+    of_density = (is_over_family(guide) or is_a(guide, PointGuide)) and not problem.subsamples
     lines = _density(problem.density()) if of_density else _program(problem, guide)
     (file or sys.stdout).write("\n".join(lines) + "\n")
 

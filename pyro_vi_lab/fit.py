@@ -9,12 +9,13 @@ from typing import Any
 from pyro.infer import ELBO
 from pyro.optim.optim import PyroOptim
 
-from pyro_vi_lab.conjugate_fit import SWEEPS, fit_conjugate, is_conjugate
+from pyro_vi_lab.conjugate_fit import SWEEPS, fit_conjugate
 from pyro_vi_lab.density_fit import fit_density
 from pyro_vi_lab.errors import ArgumentError, unknown_name
-from pyro_vi_lab.fit_guide import is_over_family, is_point
+from pyro_vi_lab.fit_guide import is_a, is_over_family
 from pyro_vi_lab.fitted import Fit
-from pyro_vi_lab.flow_fit import fit_flow, is_flow
+from pyro_vi_lab.flow_fit import fit_flow
+from pyro_vi_lab.guides import Conjugate, Flow, PointGuide
 from pyro_vi_lab.mode_fit import fit_mode, fit_mode_of_batches
 from pyro_vi_lab.problem import Problem
 from pyro_vi_lab.program_fit import fit_program
@@ -129,33 +130,21 @@ def fit(
                 f"optim={optim!r} is for guides over a family and problems that see all rows at once; give a Pyro "
                 "optimizer, or none"
             )
-    if is_point(guide) and not problem.subsamples:
+    if is_a(guide, PointGuide) and not problem.subsamples:
         _refuse("is fitted by Newton steps of the log density", guide, optim=optim, objective=objective, lr=lr)
         return fit_mode(
             problem, guide, num_restarts=num_restarts, seed=seed, max_steps=max_steps or MODE_STEPS, progress=progress
         )
-    if is_conjugate(guide) and not problem.subsamples and optim is None and objective is None:
+    if is_a(guide, Conjugate) and not problem.subsamples and optim is None and objective is None:
         _refuse("is fitted by coordinate ascent with exact expectations", guide, num_particles=num_particles)
         return fit_conjugate(
             problem, guide, num_restarts=num_restarts, seed=seed, max_steps=max_steps or SWEEPS, lr=lr or 1.0
         )
-    if is_flow(guide) and not problem.subsamples:
-        return fit_flow(
-            problem,
-            guide,
-            optim=optim if not isinstance(optim, str) else None,
-            objective=objective,
-            lr=lr,
-            num_particles=num_particles,
-            num_restarts=num_restarts,
-            seed=seed,
-            max_steps=max_steps or PROGRAM_STEPS,
-            progress=progress,
-            compile=compile,
-        )
     if not is_over_family(guide) or problem.subsamples:
         # the mode of what is seen batch by batch: by stochastic gradients, like all else of that kind
-        fit_one = fit_mode_of_batches if is_point(guide) else fit_program
+        fit_one = fit_mode_of_batches if is_a(guide, PointGuide) else fit_program
+        if is_a(guide, Flow) and not problem.subsamples:
+            fit_one = fit_flow
         optim = None if isinstance(optim, str) else optim
         return fit_one(
             problem,

@@ -9,9 +9,7 @@ from pyro import poutine
 
 from pyro_vi_lab.errors import ArgumentError, unknown_name
 from pyro_vi_lab.guides import (
-    FAMILY_GUIDES,
     GUIDES,
-    POINT_GUIDES,
     ContinuousGuide,
     FamilyGuide,
     LaplaceApproximation,
@@ -23,22 +21,18 @@ from pyro_vi_lab.problem import Problem
 
 def is_over_family(guide: object) -> bool:
     """Whether a guide, a guide class or a guide's name is one of ours over a family; an unknown name is, too."""
-    if isinstance(guide, str):
-        return guide in FAMILY_GUIDES or guide not in GUIDES
-    return isinstance(guide, FamilyGuide) or (isinstance(guide, type) and issubclass(guide, FamilyGuide))
+    return is_a(guide, FamilyGuide) or (isinstance(guide, str) and guide not in GUIDES)
 
 
-def is_point(guide: object) -> bool:
-    """Whether a guide, a guide class or a guide's name is one that is fitted by looking for a mode."""
-    if isinstance(guide, str):
-        return guide in POINT_GUIDES
-    return isinstance(guide, PointGuide) or (isinstance(guide, type) and issubclass(guide, PointGuide))
+def is_a(guide: object, kind: type) -> bool:
+    """Whether a guide, a guide class or a guide's name is of a kind of ours."""
+    named = GUIDES.get(guide) if isinstance(guide, str) else guide
+    return isinstance(named, kind) or (isinstance(named, type) and issubclass(named, kind))
 
 
 def is_point_estimate(guide: object) -> bool:
     """Whether a guide stays a point when it is fitted, as those of the Laplace approximation do not."""
-    kind = GUIDES.get(guide) if isinstance(guide, str) else guide
-    return is_point(guide) and kind is not LaplaceApproximation and not isinstance(kind, LaplaceApproximation)
+    return is_a(guide, PointGuide) and not is_a(guide, LaplaceApproximation)
 
 
 def prepared(problem: Problem, guide: Any, seed: int) -> tuple[str, Any]:

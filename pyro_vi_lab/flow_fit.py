@@ -14,7 +14,7 @@ from pyro_vi_lab.density_fit import fit_density
 from pyro_vi_lab.errors import ArgumentError
 from pyro_vi_lab.families import MAX_DENSE
 from pyro_vi_lab.fitted import Fit
-from pyro_vi_lab.guides import GUIDES, Flow
+from pyro_vi_lab.guides import Flow
 from pyro_vi_lab.isolation import model_run
 from pyro_vi_lab.problem import Problem
 from pyro_vi_lab.program_fit import fit_program, forget, instance_of
@@ -22,12 +22,6 @@ from pyro_vi_lab.tiers import Compile
 
 NORMAL_STEPS, MAX_KL = 500, 8.0
 """Most steps of the normal that a flow starts from, and its first radius, as by default."""
-
-
-def is_flow(guide: object) -> bool:
-    """Whether a guide, a guide class or a guide's name is a normalizing flow of ours."""
-    kind = GUIDES.get(guide) if isinstance(guide, str) else guide
-    return isinstance(kind, Flow) or (isinstance(kind, type) and issubclass(kind, Flow))
 
 
 def fit_flow(

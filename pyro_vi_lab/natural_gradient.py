@@ -14,7 +14,7 @@ from pyro.optim.optim import PyroOptim
 from torch import Tensor, nn
 
 from pyro_vi_lab.errors import ArgumentError, LabWarning
-from pyro_vi_lab.natural_parts import Settings, handles, names, part_of
+from pyro_vi_lab.natural_parts import NaturalPart, Settings, handles, names, part_of
 
 SHRINKAGE, GROWTH = 0.25, 2.0
 """Factors of the trust region after a step without a direction, and after one with (Nocedal & Wright 2006, 4.1)."""
@@ -164,7 +164,7 @@ class NaturalGradient(PyroOptim):
                     for tensor in part.tensors:
                         self._clip_grad(tensor, **self.clip_args)
                 if not part.direction_is_finite():
-                    self._failed(path, module, state)
+                    self._failed(module, part, state)
                     continue
                 radius = min(state["radius"], self.max_kl)
                 part.step(Settings(self.lr, radius, self.momentum, self.damping, self.curvature_momentum), state)
@@ -180,13 +180,11 @@ class NaturalGradient(PyroOptim):
         if remaining:
             self.others(list(remaining.values()), *args, **kwargs)
 
-    def _failed(self, path: str, module: nn.Module, state: dict[str, Any]) -> None:
+    def _failed(self, module: nn.Module, part: NaturalPart, state: dict[str, Any]) -> None:
         state["radius"] *= SHRINKAGE
         state["failures"] += 1
         if state["failures"] == MANY_FAILURES:
-            part = part_of(module)
-            tensors = part.tensors if part is not None else []
-            bad = [_name(t) for t in tensors if t.grad is None or not bool(torch.isfinite(t.grad).all())]
+            bad = [_name(t) for t in part.tensors if t.grad is None or not bool(torch.isfinite(t.grad).all())]
             warnings.warn(
                 f"diverged: {MANY_FAILURES} steps in a row had a gradient of {type(module).__name__} that is not "
                 f"finite, in {', '.join(bad)}; check the supports and the data of the sites that depend on it",

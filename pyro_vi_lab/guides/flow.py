@@ -18,6 +18,7 @@ from pyro_vi_lab.change_of_variables import ChangeOfVariables, bijection
 from pyro_vi_lab.errors import ArgumentError, ModelError, unknown_name
 from pyro_vi_lab.guides.initialization import init_to_origin
 from pyro_vi_lab.guides.unconstrained_guide import UnconstrainedGuide
+from pyro_vi_lab.isolation import seeded
 
 MIN_HIDDEN = 20
 NUM_BINS, BOUND = 8, 5.0
@@ -83,7 +84,7 @@ def _in_turns(layers: Sequence[Callable[[], Any]], dim: int) -> list[Any]:
     found: list[Any] = []
     for layer in layers:
         found += [layer(), T.Permute(torch.arange(dim).flip(0))]
-    return found if len(layers) % 2 == 0 else found[:-1]
+    return found  # the last permutation puts an even number of layers back in order
 
 
 class FlowDistribution(TorchDistribution):
@@ -240,8 +241,7 @@ class Flow(UnconstrainedGuide):
         make = FLOWS[self._of_dim] if isinstance(self._of_dim, str) else self._of_dim
         if dim == 1 and isinstance(self._of_dim, str):
             make = _spline
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with seeded(0):
             made = list(make(dim))
         self.flow = nn.ModuleList([one for one in made if isinstance(one, nn.Module)]).to(**options)
         self._fixed = [None if isinstance(one, nn.Module) else one for one in made]
@@ -277,8 +277,7 @@ class Flow(UnconstrainedGuide):
     def _posterior_draws(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with seeded(0):
             z = self.get_posterior().rsample((QUANTILE_DRAWS,))
         values: dict[str, list[Tensor]] = {}
         for one in z.split(1000):
