@@ -23,6 +23,7 @@ from pyro_vi_lab.fit_guide import name_by_content, prepared
 from pyro_vi_lab.fit_progress import fit_progress
 from pyro_vi_lab.fitted import Fit, draw
 from pyro_vi_lab.guides import FamilyGuide
+from pyro_vi_lab.heavy_tails import MAX_RARE_SHARE, rare_shares, unbounded_coordinate
 from pyro_vi_lab.isolation import threads
 from pyro_vi_lab.natural_step import tolerance
 from pyro_vi_lab.problem import Problem
@@ -30,10 +31,6 @@ from pyro_vi_lab.tiers import Compile
 
 RESTART_RADIUS = 2.0
 """Half-width of the uniform jitter of the restarts' locations, as Stan's initial values."""
-RARE, MAX_RARE_SHARE = 1e-6, 0.1
-"""Draws so rare may decide on no more nats of a bound: no fit sees enough of them."""
-RARE_COORDINATES = 256
-"""Coordinates of which such draws are looked at together."""
 PARALLEL_WORK = 2**22
 """Numbers per evaluation from which a second intra-op thread pays."""
 
@@ -184,10 +181,10 @@ def _fit_of(
     density, family = problem.density(), guide.family
     params = Params(*(value[rows] for value in result.params))
     judged = [result.status[i] for i in rows]
-    if family.heavy_tailed:
+    if family.num_moments < math.inf:
         judged = [
             Status.DIVERGED if status is Status.CONVERGED and share > MAX_RARE_SHARE else status
-            for status, share in zip(judged, _rare_share(density, family, params), strict=True)
+            for status, share in zip(judged, rare_shares(density, family, params), strict=True)
         ]
     best = best_first(density, family, params, judged, seed)
     params, statuses = Params(*(value[best] for value in params)), tuple(judged[i] for i in best)
@@ -258,17 +255,17 @@ def message(
     """
     others = sum(status is not Status.CONVERGED for status in statuses)
     suffix = f"; {others} of {len(statuses)} restarts did not converge" if others and len(statuses) > 1 else ""
+    loc, sd = params.loc[0], family.variance(Params(*(value[0] for value in params))).sqrt()
     if statuses[0] is Status.CONVERGED:
         said = converged or f"the natural gradient promises less than {tolerance(density.dim):.2g} nats more"
-        return f"converged: {said}{suffix}"
-    loc, sd = params.loc[0], family.variance(Params(*(value[0] for value in params))).sqrt()
+        return f"converged: {said}{_caveat(density, family, loc, sd)}{suffix}"
     size = sd.maximum(loc.abs())
     worst = int(size.argmax())
     farthest = (
         f"{density.labels[worst]} went to {float(loc[worst]):.3g} with standard deviation {float(sd[worst]):.3g} on "
         "the unconstrained scale"
     )
-    if family.heavy_tailed:
+    if family.num_moments < math.inf:
         suffix = (
             "; the bound of a Student-t guide is minus infinity where the log density falls exponentially, as in the "
             f"logarithm of a scale: a guide with normal noise has a finite one{suffix}"
@@ -284,7 +281,7 @@ def message(
             f"diverged: the log density of site {density.blame(loc)!r} is not finite at the guide's location; check "
             f"its data and prior{suffix}"
         )
-    if family.heavy_tailed and _rare_share(density, family, params)[0] > MAX_RARE_SHARE:
+    if family.num_moments < math.inf and rare_shares(density, family, params)[0] > MAX_RARE_SHARE:
         return f"diverged: draws of the guide that are rarer than one in a million decide on its bound{suffix}"
     if float(size[worst]) > 1e8:
         return f"diverged: {farthest}; the posterior seems to be improper: give this site a proper prior{suffix}"
@@ -302,21 +299,17 @@ def message(
     )
 
 
-def _rare_share(density: LogDensity, family: Family, params: Params) -> list[float]:
-    """Nats of the bound of each member that hang on draws rarer than one in a million, along the worst coordinate.
-
-    A coordinate with heavy tails reaches a point that far out once in ``1 / RARE`` draws. Where the log density falls
-    exponentially, what it is there outweighs all other draws, and the bound is minus infinity.
-    """
-    num_fits, dim = params.loc.shape
-    far, here = family.noise_quantile(1 - RARE / 2), density.log_prob(params.loc)
-    falls = []
-    for first in range(0, dim, RARE_COORDINATES):
-        count = min(RARE_COORDINATES, dim - first)
-        eps = torch.zeros(count, num_fits, dim, dtype=density.dtype, device=density.device)
-        eps[torch.arange(count), :, torch.arange(first, first + count)] = far
-        falls.append(here - density.log_prob(family.sample(params, torch.cat([eps, -eps]))))
-    return (RARE * torch.nan_to_num(torch.cat(falls), nan=math.inf).amax(0)).tolist()
+def _caveat(density: LogDensity, family: Family, loc: Tensor, sd: Tensor) -> str:
+    """What to know of a bound that is minus infinity but for draws that nobody sees."""
+    heavy = family.num_moments < math.inf
+    worst = unbounded_coordinate(density, loc, sd, family.num_moments) if heavy else None
+    if worst is None:
+        return ""
+    return (
+        f"; but along {density.labels[worst]} the log density falls faster than the tails of this guide, so that its "
+        "bound is minus infinity but for draws rarer than one in a million, which are left out here; a guide with "
+        "normal noise has a finite one"
+    )
 
 
 def _history(records: list[Record], order: list[int]) -> dict[str, NDArray[Any]]:

@@ -54,16 +54,15 @@ def ascend_in_stages(
         **settings: As of :func:`~pyro_vi_lab.density_engine.ascend`.
     """
     settings["generator"] = generator
-    if family.precursor is None:
+    precursor = family.precursor(start.loc.shape[-1])
+    if precursor is None:
         return ascend(density, family, start, max_steps=max_steps, on_step=on_step, **settings)
     clock = time.perf_counter()
     first_start = family.to_precursor(start)
     if family.has_modes:
-        first, second_start = _searched(density, family, first_start, max_steps, on_step, settings)
+        first, second_start = _searched(density, family, precursor, first_start, max_steps, on_step, settings)
     else:
-        first = ascend_in_stages(
-            density, family.precursor, first_start, max_steps=max_steps, on_step=on_step, **settings
-        )
+        first = ascend_in_stages(density, precursor, first_start, max_steps=max_steps, on_step=on_step, **settings)
         second_start = family.from_precursor(first.params)
     done, seconds = len(first.records) - 1, time.perf_counter() - clock
     last = ascend(
@@ -82,16 +81,16 @@ def ascend_in_stages(
 def _searched(
     density: LogDensity | DensityBatch,
     family: Family,
+    precursor: Family,
     start: Params,
     max_steps: int,
     on_step: Callable[[int, Record], None],
     settings: dict[str, Any],
 ) -> tuple[Result, Params]:
     """Fits of the precursor from several places, and the member that they make."""
-    precursor, generator = family.precursor, settings["generator"]
+    generator = settings["generator"]
     # many fits, but few steps: code is compiled for them only where it is asked for
     settings = {**settings, "compile": settings.get("compile") is True}
-    assert precursor is not None
     found: list[Params] = []
     bounds: list[Tensor] = []
     records: list[Record] = []

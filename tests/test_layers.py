@@ -55,6 +55,7 @@ LAYERS = (
         "fit",
         "fit_guide",
         "flow_fit",
+        "heavy_tails",
         "fit_progress",
         "fitted",
         "mode_fit",

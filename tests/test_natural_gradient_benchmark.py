@@ -141,20 +141,8 @@ def test_a_watched_fit_is_seen_from_its_start_to_its_end() -> None:
     torch.testing.assert_close(path[-1].loc, fit.loc)
 
 
-def test_heavy_tails_do_not_suit_a_scale() -> None:
-    one = torch.ones(1, dtype=Y.dtype)
-    assert suited.light_coordinate(vl.Problem(scaled, Y).density(), 0 * one, one) == "tau"
-    assert (
-        suited.light_coordinate(vl.Problem(conjugate, Y).density(), torch.zeros(2).to(Y), torch.ones(2).to(Y)) is None
-    )
-
-
 def test_every_guide_suits_or_is_said_not_to_be_fitted_by_its_bound() -> None:
     assert set(suited.families()) | set(suited.NOT_BY_BOUND) >= set(GUIDES)
-    for name in suited.families():
-        assert suited.heavy_tailed(name) == bool(
-            getattr(getattr(GUIDES[name](conjugate), "family", None), "heavy_tailed", False)
-        )
 
 
 # Adam

@@ -79,8 +79,7 @@ class Family(ABC):
     has_modes: bool = False
     """Whether a member can have several modes, each of which a fit of the precursor finds."""
 
-    @property
-    def precursor(self) -> Family | None:
+    def precursor(self, dim: int) -> Family | None:
         """A family whose optimum is near this one's and quickly found from afar; ``None`` if this one is such."""
         return None
 
@@ -101,9 +100,9 @@ class Family(ABC):
         return self.from_precursor(Params(*(value[0] for value in params)))
 
     @property
-    def heavy_tailed(self) -> bool:
-        """Whether the exponential of a coordinate has no mean, so that a bound with one in it is minus infinity."""
-        return False
+    def num_moments(self) -> float:
+        """Order of the moments of a coordinate from which on they are infinite."""
+        return math.inf
 
     @abstractmethod
     def initial(self, loc: Tensor, size: float) -> Params:

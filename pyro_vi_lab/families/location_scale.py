@@ -53,12 +53,11 @@ class LocationScale(Family):
         return self.noise.quantile(probability)
 
     @property
-    def heavy_tailed(self) -> bool:
+    def num_moments(self) -> float:
         """As of the noise."""
-        return self.noise.heavy_tailed
+        return self.noise.num_moments
 
-    @property
-    def precursor(self) -> Family | None:
+    def precursor(self, dim: int) -> Family | None:
         """The same with normal noise, whose natural gradients have the least noise of their own."""
         return None if isinstance(self.noise, Normal) else LocationScale(self.scale, Normal())
 

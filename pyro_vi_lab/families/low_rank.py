@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_vi_lab.families.factors import low_rank_approximation
 from pyro_vi_lab.families.family import Estimate, Family, Params, Step, Tangent, eigh, newton_precision
 from pyro_vi_lab.families.location_scale import LocationScale
 from pyro_vi_lab.families.noise import Normal
 from pyro_vi_lab.families.particles import paired
-from pyro_vi_lab.families.scale import Diagonal, retract
+from pyro_vi_lab.families.scale import Dense, Diagonal, retract
 
 STEP_SIZES = 16
 """Candidate step sizes of the trust region, each half the last, and then one of zero."""
@@ -22,6 +23,8 @@ SOLVER_TOLERANCE = 1e-4
 DAMPING = 0.01
 """Added to the Fisher matrix of ds/s and of U in standard deviations, whose diagonal is about 2 where both say
 something: U and UQ with an orthogonal Q are the same covariance, and s hardly matters where U explains everything."""
+MAX_FULL_RANK = 200
+"""Largest D for which a full-rank normal is fitted first: it tells in which directions U is to extend."""
 NORMAL = Normal()
 
 
@@ -56,29 +59,36 @@ class LowRank(Family):
         """D + r."""
         return dim + self.rank
 
-    @property
-    def precursor(self) -> Family | None:
-        """The mean-field family: its standard deviations are those of the conditionals, from which U grows."""
-        return LocationScale(Diagonal(), NORMAL)
+    def precursor(self, dim: int) -> Family | None:
+        """The full-rank family, or beyond :data:`MAX_FULL_RANK` the mean-field family."""
+        return LocationScale(Dense() if dim <= MAX_FULL_RANK else Diagonal(), NORMAL)
 
     def to_precursor(self, params: Params) -> Params:
-        """Location and s."""
+        """The same normal distributions, or location and s."""
+        if params.loc.shape[-1] <= MAX_FULL_RANK:
+            return Params(params.loc, torch.linalg.cholesky(self.covariance(params)))
         return Params(params.loc, params.scale[..., 0])
 
     def from_precursor(self, params: Params) -> Params:
-        """The same with a small U, which could never leave zero."""
-        loc, size = params
-        dim = loc.shape[-1]
-        # columns of a cosine transform: orthogonal, the same every time, and none of them special
-        rows = (torch.arange(dim, dtype=loc.dtype, device=loc.device) + 0.5) * math.pi / dim
-        orders = torch.arange(1, self.rank + 1, dtype=loc.dtype, device=loc.device)
-        factor = torch.cos(rows.unsqueeze(-1) * orders) * (size.unsqueeze(-1) / 2)
+        """The nearest to a full-rank normal; of a mean-field one the same with a small U, from which U grows."""
+        loc, scale = params
+        if loc.shape[-1] > MAX_FULL_RANK:
+            return Params(loc, self._with_columns(scale))
+        size, factor = low_rank_approximation(torch.cholesky_inverse(scale), self.rank)
         return Params(loc, torch.cat([size.unsqueeze(-1), factor], -1))
 
     def initial(self, loc: Tensor, size: float) -> Params:
         """Members at ``loc`` with the standard deviation ``size``, a part of it by a small U."""
-        params = self.from_precursor(Params(loc, torch.full_like(loc, size)))
-        return Params(loc, params.scale * (size / params.scale.norm(dim=-1, keepdim=True)))
+        scale = self._with_columns(torch.ones_like(loc))
+        return Params(loc, scale * (size / scale.norm(dim=-1, keepdim=True)))
+
+    def _with_columns(self, size: Tensor) -> Tensor:
+        """A scale of s and of columns of a cosine transform: orthogonal, the same every time, none of them special."""
+        dim = size.shape[-1]
+        rows = (torch.arange(dim, dtype=size.dtype, device=size.device) + 0.5) * math.pi / dim
+        orders = torch.arange(1, self.rank + 1, dtype=size.dtype, device=size.device)
+        factor = torch.cos(rows.unsqueeze(-1) * orders) * (size.unsqueeze(-1) / 2)
+        return torch.cat([size.unsqueeze(-1), factor], -1)
 
     def draw(
         self,

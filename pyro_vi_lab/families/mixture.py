@@ -108,8 +108,7 @@ class Mixture(Family):
 
     # --- where to start ---------------------------------------------------------------------------------------------
 
-    @property
-    def precursor(self) -> Family | None:
+    def precursor(self, dim: int) -> Family | None:
         """One normal distribution, fitted from several places: each finds a mode."""
         return self.component
 

@@ -23,8 +23,8 @@ class Noise(ABC):
     """Whether Uε has the distribution of ε for every orthogonal U, so that a dense σ goes by its covariance alone."""
     matches_moments: bool = False
     """Whether draws may be whitened so that their second moment is exact."""
-    heavy_tailed: bool = False
-    """Whether the exponential of ε has no mean, however small its scale."""
+    num_moments: float = math.inf
+    """Order of the moments of ε from which on they are infinite."""
 
     @abstractmethod
     def sample(
@@ -128,7 +128,6 @@ class StudentT(Noise):
 
     df: float = 5.0
     rotation_invariant = False
-    heavy_tailed = True
 
     def sample(
         self,
@@ -155,6 +154,11 @@ class StudentT(Noise):
     def entropy(self, dim: int) -> float:
         """That of one coordinate, ``dim`` times."""
         return dim * _entropy(self.df, 1)
+
+    @property
+    def num_moments(self) -> float:  # type: ignore[override]
+        """ν."""
+        return self.df
 
     @property
     def variance(self) -> float:
@@ -186,7 +190,6 @@ class MultivariateStudentT(Noise):
 
     df: float = 5.0
     rotation_invariant = True
-    heavy_tailed = True
 
     def sample(
         self,
@@ -214,6 +217,11 @@ class MultivariateStudentT(Noise):
     def entropy(self, dim: int) -> float:
         """Closed, in digamma functions."""
         return _entropy(self.df, dim)
+
+    @property
+    def num_moments(self) -> float:  # type: ignore[override]
+        """ν."""
+        return self.df
 
     @property
     def variance(self) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from pyro_vi_lab.families import Estimate, LowRank, Params, Tangent
+from pyro_vi_lab.families import Estimate, LowRank, Params, Tangent, low_rank
 from pyro_vi_lab.families.low_rank import SOLVER_TOLERANCE, _Fisher
 
 DIM, RANK = 6, 2
@@ -150,18 +150,33 @@ def test_no_step_leaves_the_family_or_the_trust_region(length: float, max_kl: fl
     assert float(step.kl.max()) <= max_kl * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("condition", [1.0, 1e2, 1e4])
-def test_ascent_finds_a_target_of_the_family(condition: float) -> None:
-    """From the conditional standard deviations, which is where fits start."""
+def target_of(condition: float) -> MultivariateNormal:
     size = torch.logspace(0, math.log10(condition), DIM, dtype=torch.float64).sqrt()
     factor = normal(DIM, RANK, seed=11) * size.unsqueeze(-1) * 3
-    target = dense(Params(normal(DIM), torch.cat([size.unsqueeze(-1), factor], -1)))
+    return dense(Params(normal(DIM), torch.cat([size.unsqueeze(-1), factor], -1)))
+
+
+@pytest.mark.parametrize("condition", [1.0, 1e2, 1e4])
+def test_ascent_finds_a_target_of_the_family(condition: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the conditional standard deviations, which is where fits of high dimension start."""
+    monkeypatch.setattr(low_rank, "MAX_FULL_RANK", DIM - 1)
+    target = target_of(condition)
     start = target.precision_matrix.diagonal().rsqrt()
     params = FAMILY.from_precursor(Params(target.loc.unsqueeze(0), start.unsqueeze(0)))
     for seed in range(80):
         found = gaussian(params, target, 64, newton=True, seed=seed)
         params = FAMILY.step(params, found.tangent, lr=FAMILY.max_lr, max_kl=8.0).params
     assert float(kl_divergence(dense(Params(*(value[0] for value in params))), target)) < 1e-3
+
+
+@pytest.mark.parametrize("condition", [1.0, 1e2, 1e4])
+def test_start_from_a_full_rank_normal_that_is_of_the_family(condition: float) -> None:
+    target = target_of(condition)
+    params = FAMILY.from_precursor(Params(target.loc.expand(2, DIM), target.scale_tril.expand(2, DIM, DIM)))
+    assert params.scale.shape == (2, DIM, 1 + RANK)
+    assert float(kl_divergence(dense(params), target).max()) < 1e-3
+    back = FAMILY.to_precursor(params)
+    torch.testing.assert_close(back.scale @ back.scale.mT, FAMILY.covariance(params))
 
 
 def test_initial_members_have_the_standard_deviation() -> None:

@@ -166,7 +166,7 @@ def test_a_dense_scale_needs_a_noise_that_does_not_know_directions(noise: Laplac
 
 @EACH
 def test_the_precursor_has_the_same_variance(family: LocationScale) -> None:
-    params, first = member(family), family.precursor
+    params, first = member(family), family.precursor(DIM)
     assert first is not None
     torch.testing.assert_close(first.covariance(family.to_precursor(params)), family.covariance(params))
     back = family.from_precursor(family.to_precursor(params))
