@@ -29,6 +29,8 @@ from pyro_vi_lab.natural_step import tolerance
 from pyro_vi_lab.problem import Problem
 from pyro_vi_lab.tiers import Compile
 
+MAX_KL = 8.0
+"""First radius of the trust region by default, in nats."""
 RESTART_RADIUS = 2.0
 """Half-width of the uniform jitter of the restarts' locations, as Stan's initial values."""
 PARALLEL_WORK = 2**22
@@ -70,7 +72,7 @@ def fit_each(
     guide: str | type[FamilyGuide] | FamilyGuide = "full_rank",
     *,
     lr: float = 1.0,
-    max_kl: float = 8.0,
+    max_kl: float = MAX_KL,
     num_particles: int | None = None,
     seed: int = 0,
     max_steps: int = 500,

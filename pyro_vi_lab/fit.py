@@ -10,7 +10,7 @@ from pyro.infer import ELBO
 from pyro.optim.optim import PyroOptim
 
 from pyro_vi_lab.conjugate_fit import SWEEPS, fit_conjugate
-from pyro_vi_lab.density_fit import fit_density
+from pyro_vi_lab.density_fit import MAX_KL, fit_density
 from pyro_vi_lab.errors import ArgumentError, unknown_name
 from pyro_vi_lab.fit_guide import is_a, is_over_family
 from pyro_vi_lab.fitted import Fit
@@ -40,7 +40,7 @@ def fit(
     optim: PyroOptim | str | None = None,
     objective: ELBO | None = None,
     lr: float | None = None,
-    max_kl: float = 8.0,
+    max_kl: float | None = None,
     num_particles: int | None = None,
     num_restarts: int = 1,
     seed: int = 0,
@@ -86,7 +86,7 @@ def fit(
             has discrete sites, and :class:`~pyro_vi_lab.ELBO` for guides over a family.
         lr: Largest natural-gradient step size, in (0, 1], by default 1, a full Newton-like step; of the second kind of
             fit the first step size, by default 0.01 for Adam and 0.1 for the natural gradient.
-        max_kl: First radius of the trust region in KL(new ‖ old), in nats.
+        max_kl: First radius of the trust region in KL(new ‖ old), in nats; by default 8.
         num_particles: Particles per step at the start (rounded up to even); it grows with the noise. Chosen from D
         if ``None``.
         num_restarts: Fits in one batch: the first from the guide's start, the others jittered uniformly by ±2.
@@ -130,17 +130,21 @@ def fit(
                 f"optim={optim!r} is for guides over a family and problems that see all rows at once; give a Pyro "
                 "optimizer, or none"
             )
+    compiled = compile if compile is True else None
     if is_a(guide, PointGuide) and not problem.subsamples:
-        _refuse("is fitted by Newton steps of the log density", guide, optim=optim, objective=objective, lr=lr)
+        given = {"optim": optim, "objective": objective, "lr": lr, "max_kl": max_kl, "num_particles": num_particles}
+        _refuse(guide, "is fitted by Newton steps of the log density", compile=compiled, **given)
         return fit_mode(
             problem, guide, num_restarts=num_restarts, seed=seed, max_steps=max_steps or MODE_STEPS, progress=progress
         )
     if is_a(guide, Conjugate) and not problem.subsamples and optim is None and objective is None:
-        _refuse("is fitted by coordinate ascent with exact expectations", guide, num_particles=num_particles)
+        given = {"num_particles": num_particles, "max_kl": max_kl, "compile": compiled}
+        _refuse(guide, "is fitted by coordinate ascent with exact expectations", **given)
         return fit_conjugate(
             problem, guide, num_restarts=num_restarts, seed=seed, max_steps=max_steps or SWEEPS, lr=lr or 1.0
         )
     if not is_over_family(guide) or problem.subsamples:
+        _refuse(guide, "is fitted by stochastic gradients", max_kl=max_kl)
         # the mode of what is seen batch by batch: by stochastic gradients, like all else of that kind
         fit_one = fit_mode_of_batches if is_a(guide, PointGuide) else fit_program
         if is_a(guide, Flow) and not problem.subsamples:
@@ -160,7 +164,8 @@ def fit(
             compile=compile,
         )
     if isinstance(optim, str) and optim != "natural_gradient":
-        _refuse(f"is fitted with optim={optim!r}, which has no step size", guide, objective=objective, lr=lr)
+        given = {"objective": objective, "lr": lr, "max_kl": max_kl, "compile": compiled}
+        _refuse(guide, f"is fitted with optim={optim!r}", **given)
         return OTHERS[optim](
             problem,
             guide,
@@ -170,14 +175,13 @@ def fit(
             max_steps=max_steps or OTHER_STEPS[optim],
             progress=progress,
         )
-    if not isinstance(optim, str):
-        _refuse("is fitted by natural gradients of the log density", guide, optim=optim)
-    _refuse("is fitted by natural gradients of the log density", guide, objective=objective)
+    given = {"optim": None if isinstance(optim, str) else optim, "objective": objective}
+    _refuse(guide, "is fitted by natural gradients of the log density", **given)
     return fit_density(
         problem,
         guide,
         lr=lr or 1.0,
-        max_kl=max_kl,
+        max_kl=max_kl or MAX_KL,
         num_particles=num_particles,
         num_restarts=num_restarts,
         seed=seed,
@@ -187,20 +191,18 @@ def fit(
     )
 
 
-def _refuse(how: str, guide: Any, **given: Any) -> None:
+def _refuse(guide: Any, how: str, **given: Any) -> None:
     for name, value in given.items():
         if value is not None:
-            raise ArgumentError(
-                f"{name} is for guides that are not over a family and for minibatches; the guide {guide!r} {how}"
-            )
+            raise ArgumentError(f"the guide {guide!r} {how}, for which {name} has no meaning: leave it out")
 
 
 def _check_numbers(
-    *, lr: float | None, max_kl: float, num_particles: int | None, num_restarts: int, max_steps: int | None
+    *, lr: float | None, max_kl: float | None, num_particles: int | None, num_restarts: int, max_steps: int | None
 ) -> None:
     if lr is not None and not 0 < lr <= 1:
         raise ArgumentError(f"lr is a step size in (0, 1], got {lr!r}")
-    if not 0 < max_kl < math.inf:
+    if max_kl is not None and not 0 < max_kl < math.inf:
         raise ArgumentError(f"max_kl is a KL divergence in nats and must be positive, got {max_kl!r}")
     if num_particles is not None and num_particles < 1:
         raise ArgumentError(f"num_particles must be at least 1, got {num_particles!r}")

@@ -10,7 +10,7 @@ from pyro.infer import ELBO as PyroELBO
 from pyro.optim.optim import PyroOptim
 
 from pyro_vi_lab.density_engine import Status
-from pyro_vi_lab.density_fit import fit_density
+from pyro_vi_lab.density_fit import MAX_KL, fit_density
 from pyro_vi_lab.errors import ArgumentError
 from pyro_vi_lab.families import MAX_DENSE
 from pyro_vi_lab.fitted import Fit
@@ -20,8 +20,8 @@ from pyro_vi_lab.problem import Problem
 from pyro_vi_lab.program_fit import fit_program, forget, instance_of
 from pyro_vi_lab.tiers import Compile
 
-NORMAL_STEPS, MAX_KL = 500, 8.0
-"""Most steps of the normal that a flow starts from, and its first radius, as by default."""
+NORMAL_STEPS = 500
+"""Most steps of the normal that a flow starts from, as by default."""
 
 
 def fit_flow(

@@ -384,6 +384,24 @@ def test_where_an_instance_starts_is_its_own_affair() -> None:
     torch.testing.assert_close(fit.params.scale[0], torch.full((2,), 0.25).double(), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"guide": "map", "num_particles": 4}, "num_particles"),
+        ({"guide": "laplace", "max_kl": 1.0}, "max_kl"),
+        ({"guide": "mle", "compile": True}, "compile"),
+        ({"guide": "conjugate", "num_particles": 4}, "num_particles"),
+        ({"guide": "flow", "max_kl": 1.0}, "max_kl"),
+        ({"guide": "full_rank", "optim": "fixed_draws", "lr": 0.5}, "lr"),
+        ({"guide": "full_rank", "optim": "batch_and_match", "compile": True}, "compile"),
+        ({"guide": "full_rank", "objective": vl.ELBO()}, "objective"),
+    ],
+)
+def test_settings_without_a_meaning_are_refused(settings: dict[str, object], named: str) -> None:
+    with pytest.raises(ArgumentError, match=f"for which {named} has no meaning"):
+        quick(vl.Problem(skewed, Y), **settings)
+
+
 def test_guide_of_a_fit_works_in_pyro() -> None:
     """Whatever else there is in the param store under the name of its class."""
     other = FullRankNormal(skewed, init_scale=9.0)

@@ -103,7 +103,7 @@ def test_options_and_their_errors() -> None:
     ):
         with pytest.raises(ArgumentError, match=message):
             vl.fit(problem, AutoDelta, progress=False, **options)
-    with pytest.raises(ArgumentError, match="optim is for guides that are not over a family"):
+    with pytest.raises(ArgumentError, match="for which optim has no meaning"):
         vl.fit(problem, "full_rank", optim=adam, progress=False)
     with pytest.raises(ArgumentError, match="a fit of the guide AutoNormal has no covariance"):
         fit.covariance()
