@@ -23,7 +23,8 @@ from pyro_vi_lab.families import MAX_DENSE, Estimate, Family, Params
 
 ACTIVE, CONVERGED, DIVERGED = 0, 1, 2
 """Values of ``State.status``."""
-MAX_RADIUS = 1e7
+MAX_RADIUS = 1e15
+"""Nats: a far location that a diagonal scale of a correlated posterior has to go to is 10⁹ and more away."""
 ERROR_GROWTH = 3.0
 """How much larger than before the error of a proposal's bound may be to still count as noise."""
 UNLUCKY = 10.0

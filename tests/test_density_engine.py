@@ -149,6 +149,21 @@ def test_mean_field_of_a_correlated_target(family: Family) -> None:
     torch.testing.assert_close(result.params.loc[0], loc, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("condition", [1e2, 1e6, 1e9])
+def test_steps_of_mean_field_do_not_grow_with_the_condition_number(condition: float) -> None:
+    """Where the target is narrow in one direction, all coordinates are, and the location is far off in another."""
+    dim = 20
+    directions, _ = torch.linalg.qr(torch.randn(dim, dim, generator=torch.Generator().manual_seed(1)))
+    precision = (directions * torch.logspace(0, math.log10(condition), dim)) @ directions.T
+    loc = torch.full((dim,), 3.0)
+    result = run(gaussian(loc, precision), FAMILIES["mean_field"], torch.zeros(1, dim))
+    assert result.status == [Status.CONVERGED]
+    assert len(result.records) <= 40
+    shift = result.params.loc[0] - loc
+    assert float(shift @ precision @ shift) < 1e-4
+    torch.testing.assert_close(result.params.scale[0], precision.diagonal().rsqrt(), rtol=1e-3, atol=0)
+
+
 def test_far_and_badly_scaled_start() -> None:
     """A million standard deviations away, standard deviations over six orders of magnitude."""
     scale = torch.logspace(-3, 3, 7)
