@@ -269,7 +269,8 @@ def compare(
 
     Args:
         problem: What to fit.
-        guides: Names of ``GUIDES``, guide classes or guide instances; as a mapping, with names of your own.
+        guides: Names of ``GUIDES``, guide classes or guide instances, which are fitted with the defaults, or a
+            :class:`Fit` of this problem as it is; as a mapping, with names of your own.
         reference: Draws to judge by: of NUTS, an exact solution, or published ones; latent sites that it lacks are
             not judged.
         num_draws: Draws from each candidate.
@@ -277,13 +278,15 @@ def compare(
         progress: Show progress on long work.
 
     Raises:
-        ArgumentError: No guides, an unknown guide, a guide that is a point, or a reference without a site of this
-            problem.
+        ArgumentError: No guides, an unknown guide, a guide that is a point, a fit of another problem, or a reference
+            without a site of this problem.
         DataError: Draws of the reference have another shape than the problem's site.
     """
     candidates = _named(guides)
     for name, guide in candidates.items():
-        if is_point_estimate(guide):
+        if isinstance(guide, Fit) and guide.problem is not problem:
+            raise ArgumentError(f"the fit {name!r} is of {guide.problem!r}, not of the problem {problem!r} itself")
+        if is_point_estimate(guide.guide if isinstance(guide, Fit) else guide):
             raise ArgumentError(
                 f"guide {name!r} is a point, which has no spread to compare with a posterior's: compare 'laplace', the "
                 "normal at the mode"
@@ -291,7 +294,10 @@ def compare(
     if reference is not None:
         _check_reference(problem, reference)
     # The fits come first: they are quick, and a wrong guide should not cost a run of NUTS.
-    fits = {name: fit(problem, guide, seed=seed, progress=progress) for name, guide in candidates.items()}
+    fits = {
+        name: guide if isinstance(guide, Fit) else fit(problem, guide, seed=seed, progress=progress)
+        for name, guide in candidates.items()
+    }
     if reference is None:
         reference = nuts(problem, seed=seed, progress=progress)
     usable = {name: result for name, result in fits.items() if result.status is not Status.DIVERGED}
@@ -358,7 +364,8 @@ def _named(guides: str | Sequence[Any] | Mapping[str, Any]) -> dict[str, Any]:
         pairs = []
         for guide in [guides] if isinstance(guides, str) else guides:
             cls = guide if isinstance(guide, type) else type(guide)
-            pairs.append((guide if isinstance(guide, str) else cls.__name__, guide))
+            own = guide.method if isinstance(guide, Fit) else cls.__name__
+            pairs.append((guide if isinstance(guide, str) else own, guide))
     if not pairs:
         raise ArgumentError('there is nothing to compare: name at least one guide, such as "full_rank"')
     named: dict[str, Any] = {}

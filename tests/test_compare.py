@@ -220,6 +220,21 @@ def test_warnings_have_limits(numbers: dict[str, Any], expected: list[str]) -> N
 # --- arguments ------------------------------------------------------------------------------------------------------
 
 
+def test_a_fit_is_compared_as_it_is() -> None:
+    problem = Problem(coin, torch.tensor([1.0, 0.0, 1.0, 1.0]))
+    fitted = vl.fit(problem, "mean_field", seed=3, progress=False)
+    reference = vl.fit(problem, "full_rank", seed=4, progress=False).posterior(2000)
+    comparison = compare(problem, [fitted, "full_rank"], reference=reference, progress=False)
+    assert comparison.fits["mean_field"] is fitted
+    assert list(comparison.fits) == ["mean_field", "full_rank"]
+    other = Problem(coin, torch.tensor([1.0, 0.0]))
+    with pytest.raises(ArgumentError, match=r"the fit 'mine' is of .*, not of the problem"):
+        compare(other, {"mine": fitted}, reference=reference, progress=False)
+    point = vl.fit(problem, "map", progress=False)
+    with pytest.raises(ArgumentError, match="guide 'map' is a point"):
+        compare(problem, [point], reference=reference, progress=False)
+
+
 def test_guides_can_be_classes_instances_or_named() -> None:
     instance = vl.guides.FullRankNormal(coin)
     problem, reference = coin_problem(), coin_reference()

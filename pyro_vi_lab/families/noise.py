@@ -19,7 +19,7 @@ class Noise(ABC):
     .. math:: c \|\delta\|^2 + a \|S\|^2 + b\, (\operatorname{tr} S)^2.
     """
 
-    rotation_invariant: bool
+    rotation_invariant: bool = False
     """Whether Uε has the distribution of ε for every orthogonal U, so that a dense σ goes by its covariance alone."""
     matches_moments: bool = False
     """Whether draws may be whitened so that their second moment is exact."""
@@ -127,7 +127,6 @@ class StudentT(Noise):
     """
 
     df: float = 5.0
-    rotation_invariant = False
 
     def sample(
         self,
@@ -241,8 +240,6 @@ class MultivariateStudentT(Noise):
 @dataclass(frozen=True)
 class Laplace(Noise):
     r"""Independent Laplace coordinates, :math:`p(\varepsilon_i) = \tfrac12 e^{-|\varepsilon_i|}`."""
-
-    rotation_invariant = False
 
     def sample(
         self,
