@@ -89,7 +89,12 @@ def test_tutorial_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     where = tmp_path / "work"
     where.mkdir()
     client = NotebookClient(
-        book, timeout=TIMEOUT, kernel_name="python3", resources={"metadata": {"path": str(where)}}, allow_errors=True
+        book,
+        timeout=TIMEOUT,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(where)}},
+        allow_errors=True,
+        coalesce_streams=True,  # a slow kernel sends the lines of one cell in several pieces
     )
     client.execute()
     assert complaints(book) == []
