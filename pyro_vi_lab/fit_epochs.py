@@ -133,7 +133,8 @@ def fit_epochs(
         if weighted:
             # the encoder takes note of its scale as a number, which a graph does not have
             loss = captured.objective if _notes_its_scale(made) else captured
-            warm = SVI(*(Weighted(one, weight) for one in program), optimizer, loss=loss)
+            weighted_model, weighted_guide = (Weighted(one, weight) for one in program)
+            warm = SVI(weighted_model, weighted_guide, optimizer, loss=loss)
         for step in range(1, num_steps + 1):
             now = beta * min(1.0, step / rising) if rising else beta
             weight.fill_(now)

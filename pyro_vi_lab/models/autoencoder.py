@@ -413,12 +413,12 @@ def binary_digits() -> Tensor:
         ExtraError: scikit-learn is not installed.
     """
     try:
-        from sklearn.datasets import load_digits
+        from sklearn import datasets
     except ImportError as error:
         raise ExtraError(
             "the digits come with scikit-learn, which is not installed: pip install 'pyro-vi-lab[examples]'"
         ) from error
-    return (torch.tensor(load_digits().images)[:, None] > 7).to(torch.float64)
+    return (torch.tensor(datasets.load_digits().images)[:, None] > 7).to(torch.float64)
 
 
 def example() -> Problem:
