@@ -38,16 +38,18 @@ def picture_grid(images: Tensor, *, labels: Sequence[str] = (), size: float = 0.
             f"images have shape {tuple(images.shape)}; expected (rows, columns, height, width), with a dimension of 1 "
             "or 3 channels before the height or without"
         )
-    rows, columns = images.shape[:2]
+    rows, columns, _, height, _ = images.shape
     if labels and len(labels) != rows:
         raise ArgumentError(f"there are {len(labels)} labels for {rows} rows of images")
-    grid = torch.cat([torch.cat([*row], -1) for row in images], -2).detach().cpu()
-    figure = Figure(figsize=(columns * size, rows * size))
+    images = images.detach().cpu()
+    white = 1.0 if images.shape[2] == 3 else float(images.min())
+    framed = torch.nn.functional.pad(images, (0, 1, 0, 1), value=white)  # a line between pictures
+    grid = torch.cat([torch.cat([*row], -1) for row in framed], -2)
+    figure = Figure(figsize=(columns * size, rows * size), layout="none")  # whatever the user's defaults are
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     pixels = grid[0] if len(grid) == 1 else grid.permute(1, 2, 0)
     axes.imshow(pixels.double().numpy(), cmap="gray_r", interpolation="nearest", aspect="auto")
     axes.set_axis_off()
-    height = images.shape[-2]
     for number, label in enumerate(labels):
-        axes.text(-0.5, (number + 0.5) * height, f"{label} ", ha="right", va="center")
+        axes.text(-0.5, number * (height + 1) + height / 2, f"{label} ", ha="right", va="center")
     return figure

@@ -403,17 +403,18 @@ def test_traversals_are_pictures(shape: tuple[int, ...], image: tuple[int, int] 
     (axes,) = model.plot_traversal(num_steps=4, image=image).axes
     height, width = (image or shape)[-2:]
     pixels = np.asarray(axes.images[0].get_array())
-    assert pixels.shape[:2] == (2 * height, 4 * width)
+    assert pixels.shape[:2] == (2 * (height + 1), 4 * (width + 1))  # a line between pictures
     assert [text.get_text().strip() for text in axes.texts] == ["z0", "z1"]
     expected = model.traversal(num_steps=4)[1, 2].reshape(-1, height, width)[0]
     of_first_channel = pixels if pixels.ndim == 2 else pixels[..., 0]
-    np.testing.assert_allclose(of_first_channel[height:, 2 * width : 3 * width], expected, rtol=1e-6)
+    found = of_first_channel[height + 1 : -1, 2 * (width + 1) : 3 * width + 2]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_pictures_of_categories_and_of_tables() -> None:
     categorical = make("categorical", (4, 4))
     (axes,) = categorical.plot_traversal().axes
-    assert np.asarray(axes.images[0].get_array()).shape == (8, 28)
+    assert np.asarray(axes.images[0].get_array()).shape == (10, 35)
     with pytest.raises(ArgumentError, match=r"rows of shape \(5,\) are no pictures of shape \(5,\); give image="):
         make("normal").plot_traversal()
     with pytest.raises(ArgumentError, match=r"no pictures of shape \(2, 2\)"):
