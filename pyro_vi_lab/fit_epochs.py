@@ -65,7 +65,8 @@ def fit_epochs(
     scale of the latent sites of model and guide; problem and guide themselves stay as they are, so that
     :meth:`Fit.elbo` is the bound with weight one whatever ``beta`` was.
 
-    Trained in place, as by :class:`pyro.infer.SVI`. The same seed gives the same numbers.
+    Trained in place, as by :class:`pyro.infer.SVI`, with networks in the mode that they are in (dropout is on unless
+    they are told ``eval()``). The same seed gives the same numbers.
 
     Args:
         problem: Model and data; a ``minibatch`` of it is a step, all rows otherwise.

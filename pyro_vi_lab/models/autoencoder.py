@@ -191,7 +191,9 @@ class VariationalAutoencoder(PyroModule):
         features: Sequence[str] | None = None,
         name: str | None = None,
     ) -> Problem:
-        """The model with checked data. The networks take the floating-point type of the data, float32 or float64.
+        """The model with checked data.
+
+        The networks take the floating-point type of the data, float32 or float64; the data go to their device.
 
         Args:
             X: Rows: a tensor, an array, or a data frame, whose index names the rows.
@@ -275,7 +277,7 @@ class VariationalAutoencoder(PyroModule):
 
     @torch.no_grad()
     def log_joint(self, X: Tensor, z: Tensor) -> Tensor:
-        """Log density log p(x, z) of every row in nats, of data as in :attr:`Problem.inputs`.
+        """Log density log p(x, z) of every row in nats, of data as in :attr:`Problem.inputs`; without gradients.
 
         Shape:
             X ``(N, *shape)``, z ``(..., N, L)``; result ``(..., N)``.

@@ -45,7 +45,8 @@ def picture_grid(images: Tensor, *, labels: Sequence[str] = (), size: float = 0.
     white = 1.0 if images.shape[2] == 3 else float(images.min())
     framed = torch.nn.functional.pad(images, (0, 1, 0, 1), value=white)  # a line between pictures
     grid = torch.cat([torch.cat([*row], -1) for row in framed], -2)
-    figure = Figure(figsize=(columns * size, rows * size), layout="none")  # whatever the user's defaults are
+    figure = Figure(figsize=(columns * size, rows * size))
+    figure.set_layout_engine("none")  # whatever the user's defaults are
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     pixels = grid[0] if len(grid) == 1 else grid.permute(1, 2, 0)
     axes.imshow(pixels.double().numpy(), cmap="gray_r", interpolation="nearest", aspect="auto")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pandas as pd
 import pyro
 import pytest
 import torch
+from matplotlib import rc_context
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from scipy import special, stats
@@ -400,7 +402,10 @@ def test_traversals_hold_the_other_latents() -> None:
 @pytest.mark.parametrize(("shape", "image"), [((1, 8, 8), None), ((3, 6, 6), None), ((12,), (3, 4)), ((4, 3), None)])
 def test_traversals_are_pictures(shape: tuple[int, ...], image: tuple[int, int] | None) -> None:
     model = make("bernoulli", shape)
-    (axes,) = model.plot_traversal(num_steps=4, image=image).axes
+    with rc_context({"figure.constrained_layout.use": True}):
+        figure = model.plot_traversal(num_steps=4, image=image)
+        figure.savefig(BytesIO())  # warnings are errors
+    (axes,) = figure.axes
     height, width = (image or shape)[-2:]
     pixels = np.asarray(axes.images[0].get_array())
     assert pixels.shape[:2] == (2 * (height + 1), 4 * (width + 1))  # a line between pictures
