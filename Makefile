@@ -19,7 +19,7 @@ help:
 	@echo 'make demo    fit eight schools two ways, run NUTS beside, write the report to demo/'
 	@echo 'make test    run the tests (SLOW=1: the slow ones too; ARGS="-k word")'
 	@echo 'make lint    ruff and mypy'
-	@echo 'make bench   run the benchmarks (an hour and a half; ARGS="fits nuts svi vae growth stops natural_gradient bbb encoder", ARGS=--quick)'
+	@echo 'make bench   run the benchmarks (an hour and a half; ARGS="fits nuts svi vae growth stops natural_gradient bbb encoder autoencoder", ARGS=--quick)'
 	@echo 'make docs    run every example of the docstrings, the README and the tutorials'
 	@echo 'make clean   remove .venv, demo/, build products and caches'
 

@@ -25,6 +25,7 @@ from pyro_vi_lab.errors import LabError, LabWarning
 from pyro_vi_lab.explain import explain
 from pyro_vi_lab.export import to_arviz
 from pyro_vi_lab.fit import Fit, fit
+from pyro_vi_lab.fit_epochs import fit_epochs
 from pyro_vi_lab.fused_adam import FusedAdam
 from pyro_vi_lab.natural_gradient import NaturalGradient
 from pyro_vi_lab.nuts import nuts
@@ -57,6 +58,7 @@ __all__ = [
     "families",
     "fit",
     "fit_each",
+    "fit_epochs",
     "guides",
     "models",
     "natural_sweep",

@@ -165,6 +165,7 @@ def read_arrays(
     minibatch: int | None,
     rows: Sequence[str] | Mapping[str, int] | None,
     name: str,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Data, dict[int, list[Any]]]:
     """Read the structure of a model from its arguments, and convert these unless they are too large for that.
 
@@ -195,9 +196,9 @@ def read_arrays(
         return Data(name, converted[0], converted[1], dtype, device, structure)
 
     if minibatch is not None and not _is_moderate(leaves):
-        dtype, (layout, structure) = _in_some_dtype(lambda dtype: cut(*raw, dtype), name)
-        return Data(name, *raw, dtype, device, structure, whole=False, layout=layout), index_coords
-    _, data = _in_some_dtype(read, name)
+        own, (layout, structure) = _in_some_dtype(lambda dtype: cut(*raw, dtype), name, dtype)
+        return Data(name, *raw, own, device, structure, whole=False, layout=layout), index_coords
+    _, data = _in_some_dtype(read, name, dtype)
     if data.structure.subsampled:
         layout = layout_of_subsamples(model, data.args, data.kwargs, data.structure, name=name, dtype=data.dtype)
         _check_asked(minibatch, rows, layout, name)
@@ -217,6 +218,7 @@ def read_loader(
     rows: Sequence[str] | Mapping[str, int] | None,
     num_rows: int | None,
     name: str,
+    dtype: torch.dtype | None = None,
 ) -> Data:
     """Read the structure of a model from the first batch of a data loader."""
     total, device = rows_of_loader(loader, num_rows), _device((), model)
@@ -249,7 +251,7 @@ def read_loader(
         structure = layout.structure(structure)
         return Data(name, (), dict(kwargs), dtype, device, structure, False, layout, loader, first)
 
-    return _in_some_dtype(read, name)[1]
+    return _in_some_dtype(read, name, dtype)[1]
 
 
 def _check_asked(minibatch: Any, rows: Any, layout: RowLayout, name: str) -> None:
@@ -265,8 +267,10 @@ def _check_asked(minibatch: Any, rows: Any, layout: RowLayout, name: str) -> Non
         )
 
 
-def _in_some_dtype(read: Callable[[torch.dtype], _T], name: str) -> tuple[torch.dtype, _T]:
-    """Read in float64 if the model's own tensors mix with it, else in the default type."""
+def _in_some_dtype(read: Callable[[torch.dtype], _T], name: str, asked: torch.dtype | None) -> tuple[torch.dtype, _T]:
+    """Read in the type asked for, or in float64 if the model's own tensors mix with it, or in the default type."""
+    if asked is not None:
+        return asked, read(asked)
     own = torch.get_default_dtype()
     dtypes = [torch.float64] if own == torch.float64 else [torch.float64, own]
     for i, dtype in enumerate(dtypes):

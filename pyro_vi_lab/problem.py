@@ -30,7 +30,7 @@ class Problem:
 
     Tensors, NumPy arrays and pandas columns may be given; floating-point data are taken to float64, in which the
     density
-    is computed (float32 where the model itself holds float32 tensors that do not mix).
+    is computed (float32 where the model itself holds float32 tensors that do not mix), or to ``dtype``.
 
     Args:
         model: Any Pyro model: a function or a PyroModule.
@@ -47,6 +47,7 @@ class Problem:
         loader: A ``DataLoader``, or another iterable of batches that can be gone through more than once: tuples of
             positional or dicts of keyword arguments. It takes the place of the data.
         num_rows: Rows of the data behind ``loader``; by default the length of its data set.
+        dtype: Type of floating-point data and of the latent sites, such as that of a network in the model.
         **kwargs: The model's keyword arguments.
 
     Raises:
@@ -83,20 +84,25 @@ class Problem:
         rows: Sequence[str] | Mapping[str, int] | None = None,
         loader: Iterable[Any] | None = None,
         num_rows: int | None = None,
+        dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> None:
         if not callable(model):
             raise ArgumentError(f"model must be a Pyro model (a function or a PyroModule), got {type(model).__name__}")
         self.model = model
         self.name = name or str(getattr(model, "__name__", type(model).__name__))
-        self._asked = {"minibatch": minibatch, "rows": rows}
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ArgumentError(f"dtype must be a floating-point type such as torch.float32, got {dtype!r}")
+        self._asked = {"minibatch": minibatch, "rows": rows, "dtype": dtype}
         if minibatch is not None:
             checked_size(minibatch, "minibatch")
         index_coords: dict[int, list[Any]] = {}
         if loader is None:
             if num_rows is not None:
                 raise ArgumentError("num_rows is for a data loader; arrays have as many rows as they have")
-            self._data, index_coords = read_arrays(model, args, kwargs, minibatch=minibatch, rows=rows, name=self.name)
+            self._data, index_coords = read_arrays(
+                model, args, kwargs, minibatch=minibatch, rows=rows, name=self.name, dtype=dtype
+            )
         elif args:
             raise ArgumentError(
                 "the positional arguments of the model come from the loader; give others by name: "
@@ -104,7 +110,7 @@ class Problem:
             )
         else:
             self._data = read_loader(
-                model, loader, kwargs, minibatch=minibatch, rows=rows, num_rows=num_rows, name=self.name
+                model, loader, kwargs, minibatch=minibatch, rows=rows, num_rows=num_rows, name=self.name, dtype=dtype
             )
         self._dims = {key: tuple(value) for key, value in (dims or {}).items()}
         self._check_dims()

@@ -63,19 +63,19 @@ def fit_program(
     """See :func:`pyro_vi_lab.fit`."""
     if num_restarts != 1:
         raise ArgumentError(
-            f"num_restarts={num_restarts}: a guide that is trained in place, as {_name(guide)} is here, has one start"
+            f"num_restarts={num_restarts}: a guide that is trained in place, as {name_of(guide)} is here, has one start"
         )
     if optim is not None and not isinstance(optim, PyroOptim):
         raise ArgumentError(f"optim must be a Pyro optimizer such as pyro.optim.Adam, got {type(optim).__name__}")
     if optim is not None and lr is not None:
         raise ArgumentError("lr and optim were both given: the step size of an optimizer is set where it is made")
     began = time.perf_counter()
-    name, made, model = _name(guide), instance_of(problem, guide), enumerated(problem)
+    name, made, model = name_of(guide), instance_of(problem, guide), enumerated(problem)
     captured = objective_of(problem, made, objective, num_particles, compile)
     with (
         seeded(seed),
         default_dtype(problem.dtype),
-        threads(_num_threads(problem)),
+        threads(num_threads(problem)),
         fit_progress(progress, f"{name} fit of {problem.name}", max_steps) as show,
     ):
         result = train(
@@ -113,7 +113,8 @@ def fit_program(
     )
 
 
-def _name(guide: Any) -> str:
+def name_of(guide: Any) -> str:
+    """What to call a guide: its name in ``GUIDES``, or that of the class or the function."""
     if isinstance(guide, str):
         return guide
     kind = guide if isinstance(guide, type) else type(guide)
@@ -180,7 +181,8 @@ def _optim(problem: Problem, guide: Any, lr: float | None) -> PyroOptim:
     return FusedAdam({"lr": lr or (FLOW_LR if isinstance(guide, Flow) else ADAM_LR)})
 
 
-def _num_threads(problem: Problem) -> int:
+def num_threads(problem: Problem) -> int:
+    """Intra-op threads that pay for a step."""
     example = problem.example
     leaves = pytree.tree_leaves((problem.args, problem.kwargs) if example is None else (example.args, example.kwargs))
     numbers = sum(leaf.numel() for leaf in leaves if isinstance(leaf, Tensor))

@@ -53,6 +53,7 @@ LAYERS = (
         "density_stages",
         "expected_log_joint",
         "fit",
+        "fit_epochs",
         "fit_guide",
         "flow_fit",
         "heavy_tails",

@@ -219,6 +219,11 @@ def test_a_model_with_float32_tensors_of_its_own_runs_in_float32_and_says_so() -
     with pytest.warns(LabWarning, match="model model holds torch.float32 tensors of its own"):
         problem = Problem(model, Y)
     assert problem.dtype == problem.density().dtype == problem.inputs["y"].dtype == torch.float32
+    # who asks for it need not be told
+    for asked in (Problem(model, Y, dtype=torch.float32), Problem(model, Y, dtype=torch.float32).with_data(2 * Y)):
+        assert asked.dtype == asked.density().dtype == asked.inputs["y"].dtype == torch.float32
+    with pytest.raises(ArgumentError, match=r"dtype must be a floating-point type .* got torch\.int64"):
+        Problem(model, Y, dtype=torch.int64)
 
 
 # --- the prior -----------------------------------------------------------------------------------------

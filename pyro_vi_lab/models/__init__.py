@@ -6,10 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pyro_vi_lab.errors import unknown_name
-from pyro_vi_lab.models import eight_schools, linear_regression, logistic_regression
+from pyro_vi_lab.models import autoencoder, eight_schools, linear_regression, logistic_regression
+from pyro_vi_lab.models.autoencoder import VariationalAutoencoder
 from pyro_vi_lab.models.eight_schools import EightSchools
 from pyro_vi_lab.models.linear_regression import ExactPosterior, LinearRegression
 from pyro_vi_lab.models.logistic_regression import LogisticRegression
+from pyro_vi_lab.models.pictures import picture_grid
+from pyro_vi_lab.models.principal_components import ProbabilisticPCA, probabilistic_pca
 from pyro_vi_lab.problem import Problem
 
 
@@ -28,6 +31,7 @@ class Example:
 
 
 MODELS: dict[str, Example] = {
+    "autoencoder": Example("variational autoencoder, before training: 1,797 digits, 8 latents", autoencoder.example),
     "eight_schools": Example("effects of coaching in eight schools, non-centered", eight_schools.example),
     "eight_schools_centered": Example("the same, centered: a funnel", eight_schools.example_centered),
     "linear_regression": Example(
@@ -74,5 +78,9 @@ __all__ = [
     "Example",
     "LinearRegression",
     "LogisticRegression",
+    "ProbabilisticPCA",
+    "VariationalAutoencoder",
     "build",
+    "picture_grid",
+    "probabilistic_pca",
 ]

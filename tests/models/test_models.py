@@ -9,6 +9,7 @@ from pyro_vi_lab.errors import ArgumentError, ExtraError
 from pyro_vi_lab.models import MODELS, build
 
 DIMENSIONS = {
+    "autoencoder": 1797 * 8,
     "eight_schools": 10,
     "eight_schools_centered": 10,
     "linear_regression": 12,
@@ -17,7 +18,7 @@ DIMENSIONS = {
     "logistic_regression": 31,
     "logistic_regression_simulated": 21,
 }
-FROM_SCIKIT_LEARN = {"linear_regression", "linear_regression_known_noise", "logistic_regression"}
+FROM_SCIKIT_LEARN = {"autoencoder", "linear_regression", "linear_regression_known_noise", "logistic_regression"}
 
 
 def test_the_table_of_models() -> None:
@@ -56,10 +57,11 @@ def test_every_example_predicts_and_scores(name: str) -> None:
         pytest.importorskip("sklearn")
     problem = build(name)
     prior = problem.prior(num_draws=3, seed=1)
-    shape = (1, 3, *problem.observed["y"].shape)
-    assert problem.predictive(prior, seed=1)["y"].shape == shape
-    scores = problem.log_likelihood(prior)["y"]
-    assert scores.shape == shape
+    (key,) = problem.observed
+    predicted = problem.predictive(prior, seed=1)[key]
+    assert predicted.shape == (1, 3, *problem.observed[key].shape)
+    scores = problem.log_likelihood(prior)[key]
+    assert scores.shape == predicted.shape[: scores.dim()]
     assert bool(torch.isfinite(scores).all())
 
 
