@@ -90,9 +90,7 @@ def fit_program(
             max_steps=max_steps,
             seed=seed,
             on_step=lambda step, loss, rate: show(step, loss, f"step size {rate:.2g}"),
-            # near its optimum the bound of a flow has next to no noise to stop at, and neither the parameters of a
-            # flow nor the weights of a network are identified, so that their drift says nothing
-            least_fall=tolerance(made.latent_dim) if isinstance(made, (Flow, NetworkNormal)) else 0.0,
+            least_fall=_least_fall(problem, made),
         )
     if made is not guide and isinstance(made, PyroModule):
         forget(made)
@@ -114,6 +112,17 @@ def fit_program(
         },
         objective=captured,
     )
+
+
+def _least_fall(problem: Problem, guide: Any) -> float:
+    """Nats by which the loss has to fall, whatever its noise, for a fit to go on.
+
+    Near its optimum the bound of a flow has next to no noise to stop at; and neither the parameters of a flow nor the
+    weights of a network are identified, so that their drift says nothing.
+    """
+    if not isinstance(guide, (Flow, NetworkNormal)):
+        return 0.0
+    return tolerance(sum(site.unconstrained_shape.numel() for site in problem.sites.values() if site.kind == "latent"))
 
 
 def _name(guide: Any) -> str:
