@@ -39,20 +39,10 @@ ESTIMATORS: tuple[Estimator, ...] = ("weights", "flipout", "local_reparameteriza
 
 _MARK = "_pyro_vi_lab_spread"
 _CONVOLUTIONS: Mapping[Any, int] = {functional.conv1d: 1, functional.conv2d: 2, functional.conv3d: 3}
+_PROPERTIES = ("shape", "dtype", "device", "ndim", "requires_grad", "layout", "is_cuda")
 _LOOKS = frozenset(
-    {
-        Tensor.shape.__get__,
-        Tensor.dtype.__get__,
-        Tensor.device.__get__,
-        Tensor.ndim.__get__,
-        Tensor.requires_grad.__get__,
-        Tensor.layout.__get__,
-        Tensor.is_cuda.__get__,
-        Tensor.size,
-        Tensor.dim,
-        Tensor.numel,
-        Tensor.is_floating_point,
-    }
+    [getattr(Tensor, name).__get__ for name in _PROPERTIES]
+    + [Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point]
 )
 """What looks at a tensor and not at its values."""
 
@@ -117,18 +107,18 @@ class _Layers(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs = dict(kwargs or {})
+        kwargs = kwargs or {}
         if func in _LOOKS:
             return func(*args, **kwargs)
         dims = 0 if func is functional.linear else _CONVOLUTIONS.get(func)
         if dims is not None:
             named = dict(zip(("input", "weight", "bias"), args, strict=False))
-            named |= {key: kwargs.pop(key) for key in ("input", "weight", "bias") if key in kwargs}
+            named |= {key: value for key, value in kwargs.items() if key in ("input", "weight", "bias")}
+            options = {key: value for key, value in kwargs.items() if key not in named}
             x, weight, bias = named["input"], named["weight"], named.get("bias")
             if id(weight) in self.spreads and id(x) not in self.spreads:
                 rest = args[3:]
-                return self._layer(lambda x, w, b: func(x, w, b, *rest, **kwargs), x, weight, bias, dims)
-            args, kwargs = (x, weight, bias, *args[3:]), kwargs
+                return self._layer(lambda x, w, b: func(x, w, b, *rest, **options), x, weight, bias, dims)
         for leaf in pytree.tree_leaves((args, kwargs)):
             if id(leaf) in self.spreads:
                 self._weaken(id(leaf), "weights")

@@ -66,13 +66,15 @@ class BayesianNeuralNetwork(PyroModule):
 
     Args:
         net: The network; the model has a copy, and starts guides at its weights. Not with batch normalization or
-            dropout. Buffers keep their values, and tied weights are one site. Its type (``net.double()``) is that of
-            all computations.
+            dropout. Buffers keep their values, and tied weights are one site. Inputs are taken to its type, float32
+            or ``net.double()``.
         likelihood: ``"normal"`` (outputs are means), ``"categorical"`` or ``"bernoulli"`` (outputs are logits).
         prior_scale: Prior standard deviation of the weights: a number, ``"fan_in"`` for
-            :math:`1/\sqrt{\text{fan-in}}`, or a dict by layer or parameter,
-            ``{"0": 0.5, "2.weight": 1.0}``.
+            :math:`g/\sqrt{\text{fan-in}}`, or a dict by layer or parameter, ``{"0": 0.5, "2.weight": 1.0}``. A
+            prior under which the network's outputs are too small for the data leaves the weights near it: of two,
+            prefer the one of the higher ELBO.
         bias_scale: Prior standard deviation of biases and of the gains of normalizing layers, whose mean is one.
+        gain: g.
         noise_scale: σ where it is known, in units of y; of ``"normal"`` only. If ``None``, its logarithm has a standard
             normal prior, which suits outcomes that are standardized.
 
@@ -106,6 +108,7 @@ class BayesianNeuralNetwork(PyroModule):
         likelihood: Likelihood = "normal",
         prior_scale: PriorScale = "fan_in",
         bias_scale: float = 1.0,
+        gain: float = 1.0,
         noise_scale: float | None = None,
     ) -> None:
         super().__init__()
@@ -116,7 +119,7 @@ class BayesianNeuralNetwork(PyroModule):
                 raise ArgumentError(f"noise_scale is for likelihood='normal'; {likelihood!r} has none: leave it out")
             positive(noise_scale=noise_scale)
         self.net = copy.deepcopy(check_network(net)).eval().requires_grad_(False)
-        self.priors = weight_priors(self._net, prior_scale, bias_scale)
+        self.priors = weight_priors(self._net, prior_scale, bias_scale, gain)
         if taken := sorted(set(self.priors) & set(OWN_SITES)):
             raise ArgumentError(
                 f"net has a parameter {taken[0]!r}, which is the name of a site of the model: rename it"
@@ -141,7 +144,8 @@ class BayesianNeuralNetwork(PyroModule):
         for name, prior in self.priors.items():
             start = parameters[name]
             fn = dist.Normal(torch.full_like(start, prior.loc), prior.scale).to_event(start.dim())
-            weights[name] = pyro.sample(name, fn, infer={"is_weight": True, "start": start})
+            marks: Any = {"is_weight": True, "start": start}
+            weights[name] = pyro.sample(name, fn, infer=marks)
         noise: Tensor | float = 1.0
         if self.likelihood == "normal":
             zero = X.new_zeros((), dtype=self.dtype)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -127,7 +126,8 @@ class NormalPrediction:
         return y.to(self.outputs)
 
 
-class CalibrationBins(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class CalibrationBins:
     """Rows by the probability of the class that is predicted for them; empty bins have NaN for the two means.
 
     Args:

@@ -31,15 +31,18 @@ class WeightPrior:
     scale: float
 
 
-def weight_priors(net: nn.Module, prior_scale: PriorScale, bias_scale: float) -> dict[str, WeightPrior]:
+def weight_priors(
+    net: nn.Module, prior_scale: PriorScale, bias_scale: float, gain: float = 1.0
+) -> dict[str, WeightPrior]:
     r"""A prior for every parameter of a network, by its name in the ``state_dict``; tied ones are one.
 
     Args:
         net: The network.
-        prior_scale: One standard deviation for all weights; ``"fan_in"`` for :math:`1/\sqrt{\text{fan-in}}`, with which
-            the pre-activations of a wide layer keep the variance of its inputs (Neal 1996, Section 2.1); or a
+        prior_scale: One standard deviation for all weights; ``"fan_in"`` for :math:`g/\sqrt{\text{fan-in}}`, with which
+            the pre-activations of a wide layer have g times the scale of its inputs (Neal 1996, Section 2.1); or a
             standard deviation by layer or parameter, ``{"0": 0.5, "2.weight": 1.0}``, all others by fan-in.
         bias_scale: Standard deviation of what has one dimension, biases and gains, unless ``prior_scale`` names it.
+        gain: g.
 
     Raises:
         ArgumentError: A number that is not positive, or a name that no parameter has.
@@ -66,13 +69,13 @@ def weight_priors(net: nn.Module, prior_scale: PriorScale, bias_scale: float) ->
             )
     else:
         positive(prior_scale=prior_scale)
-    positive(bias_scale=bias_scale)
+    positive(bias_scale=bias_scale, gain=gain)
     gains = {
         f"{path}.weight" if path else "weight" for path, module in net.named_modules() if isinstance(module, GAINS)
     }
     priors = {}
     for name, value in parameters.items():
-        scale = bias_scale if value.dim() < 2 else value[0].numel() ** -0.5
+        scale = bias_scale if value.dim() < 2 else gain * value[0].numel() ** -0.5
         if not isinstance(prior_scale, (str, Mapping)) and value.dim() >= 2:
             scale = prior_scale
         nearest = max((key for key in named if _belongs(name, key)), key=len, default=None)
