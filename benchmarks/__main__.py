@@ -9,10 +9,10 @@ from pathlib import Path
 
 from benchmarks import encoder, fits, report
 from benchmarks.natural_gradient import run
-from benchmarks.tables import bbb, growth, race, sampling, svi, vae
+from benchmarks.tables import bayesian_network, bbb, growth, race, sampling, svi, vae
 from tests import posteriordb
 
-STUDIES = ("stops", "natural_gradient", "bbb", "encoder")
+STUDIES = ("stops", "natural_gradient", "bbb", "encoder", "bayesian_network")
 TABLES = {"fits": race, "nuts": sampling, "svi": svi, "vae": vae, "growth": growth}
 
 
@@ -45,6 +45,8 @@ def main() -> int:
         bbb.main(options.out, quick=options.quick)
     if "encoder" in chosen:
         encoder.main(options.out, quick=options.quick)
+    if "bayesian_network" in chosen:
+        bayesian_network.main(options.out, quick=options.quick)
     return 0
 
 
