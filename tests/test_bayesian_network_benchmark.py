@@ -32,6 +32,7 @@ class Sent:
         self.messages.append(message)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", table.HOWS)
 def test_ours_fits(how: str) -> None:
     channel: Any = Sent()
@@ -43,6 +44,7 @@ def test_ours_fits(how: str) -> None:
     assert math.isfinite(run["score"])
 
 
+@pytest.mark.filterwarnings("ignore")  # of another library
 @pytest.mark.parametrize("classes", [True, False])
 def test_the_plain_network_and_laplace(classes: bool) -> None:
     pytest.importorskip("laplace")

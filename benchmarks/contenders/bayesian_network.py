@@ -133,17 +133,20 @@ def peers(
         probabilities = approximation(data["x_new"], link_approx="probit").detach()
         prediction: NormalPrediction | ClassPrediction = ClassPrediction(probabilities.log()[None])
     else:
+        # as in the regression example of laplace-torch; its Kronecker factors take the noise as a number, so that the
+        # gradient is not whole, but a search of the same marginal likelihood on a grid predicts worse
         log_prior, log_noise = torch.zeros(1, requires_grad=True), torch.zeros(1, requires_grad=True)
         optim = torch.optim.Adam([log_prior, log_noise], lr=0.1)
-        for _ in range(100):  # as in the regression example of laplace-torch
+        for _ in range(100):
             optim.zero_grad()
             loss = -approximation.log_marginal_likelihood(log_prior.exp(), log_noise.exp())
             loss.backward()
             optim.step()
+        noise = log_noise.detach().exp()
         mean, variance = (value.detach().reshape(-1) for value in approximation(data["x_new"]))
         generator = torch.Generator().manual_seed(0)
         draws = mean + variance.sqrt() * torch.randn(1000, len(mean), generator=generator)
-        prediction = NormalPrediction(draws, log_noise.detach().exp().expand(1000))
+        prediction = NormalPrediction(draws, noise.expand(1000))
     found["Laplace"] = {**judge(prediction, data["y_new"]), "seconds": trained + time.process_time() - began}
     for row in found.values():
         assert all(math.isfinite(value) for value in row.values())

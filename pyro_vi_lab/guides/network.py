@@ -40,7 +40,7 @@ class NetworkNormal(MeanFieldNormal):
 
     For bounds that are the mean of :math:`\log p - \log q`, as of ``Trace_ELBO`` and :class:`~pyro_vi_lab.ELBO`; the
     log density that the guide reports of a draw is its share of the KL divergence, so that importance weights, and
-    bounds that are made of them, mean nothing.
+    bounds that are made of them, mean nothing; :class:`~pyro_vi_lab.IWAE` and its like refuse the guide.
 
     Args:
         model: A Pyro model.
@@ -116,7 +116,8 @@ class NetworkNormal(MeanFieldNormal):
         for name, (loc, scale) in self._weights.items():
             # of no density, as that of the weights is the KL divergence
             noise = dist.Normal(torch.zeros_like(loc), 1.0).to_event(loc.dim()).mask(False)
-            values[name] = loc + scale * pyro.sample(f"{name}_noise", noise, infer={"is_auxiliary": True})
+            marks: Any = {"is_auxiliary": True, "has_no_log_weight": True}
+            values[name] = loc + scale * pyro.sample(f"{name}_noise", noise, infer=marks)
         return {name: values[name] for name in self._unconstrained_shapes}
 
     def _log_density(self, change: ChangeOfVariables, name: str) -> Tensor | float:

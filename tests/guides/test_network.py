@@ -13,7 +13,7 @@ import torch
 from pyro.infer import SVI, Predictive, Trace_ELBO
 from torch import Tensor, nn
 
-from pyro_vi_lab import ELBO, NaturalGradient, Problem, Status, fit
+from pyro_vi_lab import ELBO, IWAE, NaturalGradient, Problem, Status, fit
 from pyro_vi_lab.errors import ArgumentError, ModelError
 from pyro_vi_lab.guides import MeanFieldNormal, NetworkNormal
 from pyro_vi_lab.layer_noise import ESTIMATORS, Estimator, spread_of
@@ -180,6 +180,12 @@ def test_sites_by_row_are_refused_beside_weights() -> None:
         NetworkNormal(with_rows)(X, y)
 
 
+def test_importance_weights_are_refused() -> None:
+    model, X, y = regression()
+    with pytest.raises(ModelError, match=r"guide site '0\.weight_noise' has a divergence in closed form"):
+        IWAE(2).loss(model, NetworkNormal(model), X, y)
+
+
 def test_copies_and_states_keep_the_estimator() -> None:
     model, X, y = regression()
     guide = NetworkNormal(model, estimator="flipout")
@@ -199,6 +205,7 @@ def test_online_newton_in_plain_svi() -> None:
     assert sum(losses[-20:]) < 0.5 * sum(losses[:20])
 
 
+@pytest.mark.slow
 def test_a_fit_on_minibatches_finds_the_posterior_of_a_linear_layer() -> None:
     """One linear layer is a linear regression: the mean-field optimum has the exact mean, and the precisions' diagonal."""
     generator = torch.Generator().manual_seed(0)
