@@ -65,6 +65,6 @@ clean:
 	@touch .venv/.installed $@
 
 .venv-bench/.installed: pyproject.toml constraints.txt benchmarks/constraints-peers.txt | .venv-bench/pyvenv.cfg
-	@echo 'Installing pyro-vi-lab, NumPyro, PyMC and scikit-learn into .venv-bench (takes minutes the first time)'
-	@$(PIP_INSTALL) -c benchmarks/constraints-peers.txt -e . numpyro pymc scikit-learn
+	@echo 'Installing pyro-vi-lab, NumPyro, PyMC, laplace-torch and scikit-learn into .venv-bench (takes minutes the first time)'
+	@$(PIP_INSTALL) -c benchmarks/constraints-peers.txt -e . numpyro pymc laplace-torch scikit-learn
 	@touch $@

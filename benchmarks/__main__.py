@@ -9,10 +9,10 @@ from pathlib import Path
 
 from benchmarks import encoder, fits, report
 from benchmarks.natural_gradient import run
-from benchmarks.tables import autoencoder, bbb, growth, race, sampling, svi, vae
+from benchmarks.tables import autoencoder, bayesian_network, bbb, growth, race, sampling, svi, vae
 from tests import posteriordb
 
-STUDIES = ("stops", "natural_gradient", "bbb", "encoder", "autoencoder")
+STUDIES = ("stops", "natural_gradient", "bbb", "encoder", "autoencoder", "bayesian_network")
 TABLES = {"fits": race, "nuts": sampling, "svi": svi, "vae": vae, "growth": growth}
 
 
@@ -47,6 +47,8 @@ def main() -> int:
         encoder.main(options.out, quick=options.quick)
     if "autoencoder" in chosen:
         autoencoder.main(options.out, quick=options.quick)
+    if "bayesian_network" in chosen:
+        bayesian_network.main(options.out, quick=options.quick)
     return 0
 
 

@@ -7,7 +7,19 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = ("torch", "pyro-ppl", "nutpie", "numpyro", "jax", "pymc", "pytensor", "scikit-learn", "numpy", "arviz")
+PACKAGES = (
+    "torch",
+    "pyro-ppl",
+    "nutpie",
+    "numpyro",
+    "jax",
+    "pymc",
+    "pytensor",
+    "scikit-learn",
+    "laplace-torch",
+    "numpy",
+    "arviz",
+)
 
 
 def versions() -> dict[str, str]:

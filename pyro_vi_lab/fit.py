@@ -80,8 +80,8 @@ def fit(
             :meth:`Fit.linear_response` and :meth:`Fit.monte_carlo_error` (:mod:`pyro_vi_lab.fixed_draws`);
             ``"batch_and_match"``, for ``"full_rank"``, whose optimum is that of a divergence between scores and not
             of the bound (:mod:`pyro_vi_lab.batch_and_match`). Of the second kind of fit an optimizer, used as it is;
-            by default Adam, and the natural gradient for guides over a family without local sites, with step sizes
-            that fall when the loss stands still.
+            by default Adam, and the natural gradient for guides over a family without local sites (in its online Newton
+            form for :class:`~pyro_vi_lab.guides.NetworkNormal`), with step sizes that fall when the loss stands still.
         objective: Objective of the second kind of fit; by default ``Trace_ELBO``, ``TraceEnum_ELBO`` where the model
             has discrete sites, and :class:`~pyro_vi_lab.ELBO` for guides over a family.
         lr: Largest natural-gradient step size, in (0, 1], by default 1, a full Newton-like step; of the second kind of

@@ -260,7 +260,7 @@ class _Stages:
             return False
         fell = before[0] - mean > max(math.sqrt(before[1] + variance), self.least_fall)
         self._still = 0 if fell else self._still + 1
-        watched = not self.least_fall  # parameters of flows are not identified: their drift says nothing
+        watched = not self.least_fall  # as those of flows and networks: not identified
         if self._still < STILL_WINDOWS or (watched and self._drifts() and self._still < MAX_STILL_WINDOWS):
             return False
         self.left, self.window = self.left - 1, 2 * self.window

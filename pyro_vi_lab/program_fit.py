@@ -25,7 +25,7 @@ from pyro_vi_lab.errors import ArgumentError, unknown_name
 from pyro_vi_lab.fit_progress import fit_progress
 from pyro_vi_lab.fitted import Fit
 from pyro_vi_lab.fused_adam import FusedAdam
-from pyro_vi_lab.guides import GUIDES, Amortized, Conjugate, FamilyGuide, Flow
+from pyro_vi_lab.guides import GUIDES, Amortized, Conjugate, FamilyGuide, Flow, NetworkNormal
 from pyro_vi_lab.isolation import default_dtype, seeded, threads
 from pyro_vi_lab.natural_gradient import NaturalGradient
 from pyro_vi_lab.natural_step import tolerance
@@ -37,6 +37,8 @@ from pyro_vi_lab.tiers import Compile
 
 ADAM_LR, NATURAL_LR = 0.01, 0.1
 """First step sizes."""
+MOMENTUM, CURVATURE_MOMENTUM = 0.9, 0.999
+"""Of the online Newton steps for the weights of a network, as :class:`~pyro_vi_lab.NaturalGradient` recommends."""
 FLOW_LR = 3e-3
 """First step size of a flow, whose parameters are of order one in the coordinates that it starts in."""
 FAMILY_PARTICLES, FLOW_PARTICLES = 8, 32
@@ -88,8 +90,7 @@ def fit_program(
             max_steps=max_steps,
             seed=seed,
             on_step=lambda step, loss, rate: show(step, loss, f"step size {rate:.2g}"),
-            # near its optimum the bound of a flow has next to no noise to stop at
-            least_fall=tolerance(made.latent_dim) if isinstance(made, Flow) else 0.0,
+            least_fall=_least_fall(problem, made),
         )
     if made is not guide and isinstance(made, PyroModule):
         forget(made)
@@ -111,6 +112,17 @@ def fit_program(
         },
         objective=captured,
     )
+
+
+def _least_fall(problem: Problem, guide: Any) -> float:
+    """Nats by which the loss has to fall, whatever its noise, for a fit to go on.
+
+    Near its optimum the bound of a flow has next to no noise to stop at; and neither the parameters of a flow nor the
+    weights of a network are identified, so that their drift says nothing.
+    """
+    if not isinstance(guide, (Flow, NetworkNormal)):
+        return 0.0
+    return tolerance(sum(site.unconstrained_shape.numel() for site in problem.sites.values() if site.kind == "latent"))
 
 
 def name_of(guide: Any) -> str:
@@ -164,6 +176,9 @@ def objective_of(
     if any(site.kind == "discrete" for site in problem.sites.values()):
         nesting = problem.max_plate_nesting
         return Captured(TraceEnum_ELBO(num_particles or 1, max_plate_nesting=nesting), compile=compile)
+    if isinstance(guide, NetworkNormal):
+        # the rows of a batch are draws enough, and the KL divergence is in closed form
+        return Captured(ELBO(num_particles or 1), compile=compile)
     if isinstance(guide, (FamilyGuide, Conjugate)):
         return Captured(ELBO(num_particles or FAMILY_PARTICLES), compile=compile)
     if isinstance(guide, Flow):
@@ -176,8 +191,13 @@ def objective_of(
 
 
 def _optim(problem: Problem, guide: Any, lr: float | None) -> PyroOptim:
+    others = FusedAdam({"lr": ADAM_LR})
+    if isinstance(guide, NetworkNormal) and not problem.has_local_sites:
+        return NaturalGradient(
+            guide, lr=lr or NATURAL_LR, momentum=MOMENTUM, curvature_momentum=CURVATURE_MOMENTUM, others=others
+        )
     if isinstance(guide, (FamilyGuide, Conjugate)) and not problem.has_local_sites:
-        return NaturalGradient(guide, lr=lr or NATURAL_LR, others=FusedAdam({"lr": ADAM_LR}))
+        return NaturalGradient(guide, lr=lr or NATURAL_LR, others=others)
     return FusedAdam({"lr": lr or (FLOW_LR if isinstance(guide, Flow) else ADAM_LR)})
 
 

@@ -24,6 +24,7 @@ LAYERS = (
         "capture",
         "change_of_variables",
         "data",
+        "layer_noise",
         "loader",
         "many_runs",
         "posterior",

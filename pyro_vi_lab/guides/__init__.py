@@ -14,6 +14,7 @@ from pyro_vi_lab.guides.laplace import LaplaceApproximation
 from pyro_vi_lab.guides.low_rank import LowRankNormal
 from pyro_vi_lab.guides.mean_field import MeanFieldLaplace, MeanFieldNormal, MeanFieldStudentT
 from pyro_vi_lab.guides.mixture import Mixture
+from pyro_vi_lab.guides.network import NetworkNormal
 from pyro_vi_lab.guides.point import MAP, MLE, PointGuide
 from pyro_vi_lab.guides.unconstrained_guide import UnconstrainedGuide
 
@@ -56,6 +57,7 @@ __all__ = [
     "MeanFieldNormal",
     "MeanFieldStudentT",
     "Mixture",
+    "NetworkNormal",
     "PointGuide",
     "UnconstrainedGuide",
     "init_to_origin",

@@ -12,10 +12,14 @@ from torch.distributions import biject_to
 def init_to_origin(site: Any = None) -> Any:
     """Start at zero on the unconstrained scale, whatever the prior: works for improper priors, which cannot be sampled.
 
-    An ``init_loc_fn`` for Pyro's autoguides.
+    A site that says where to start, ``pyro.sample(..., infer={"start": value})``, starts there: the origin is a saddle
+    point for the weights of a network. An ``init_loc_fn`` for Pyro's autoguides.
     """
     if site is None:
         return init_to_origin
+    start: Tensor | None = site.get("infer", {}).get("start")
+    if start is not None:
+        return start.detach().clone()
     fn = site["fn"]
     transform = biject_to(fn.support)
     like = next((value for value in _tensors(fn) if value.is_floating_point()), torch.empty(0))

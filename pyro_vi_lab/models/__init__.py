@@ -6,12 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pyro_vi_lab.errors import unknown_name
-from pyro_vi_lab.models import autoencoder, eight_schools, linear_regression, logistic_regression
+from pyro_vi_lab.models import (
+    autoencoder,
+    bayesian_network,
+    eight_schools,
+    linear_regression,
+    logistic_regression,
+)
 from pyro_vi_lab.models.autoencoder import VariationalAutoencoder
+from pyro_vi_lab.models.bayesian_network import BayesianNeuralNetwork
 from pyro_vi_lab.models.eight_schools import EightSchools
 from pyro_vi_lab.models.linear_regression import ExactPosterior, LinearRegression
 from pyro_vi_lab.models.logistic_regression import LogisticRegression
 from pyro_vi_lab.models.pictures import picture_grid
+from pyro_vi_lab.models.prediction import ClassPrediction, NormalPrediction
 from pyro_vi_lab.models.principal_components import ProbabilisticPCA, probabilistic_pca
 from pyro_vi_lab.problem import Problem
 
@@ -32,6 +40,9 @@ class Example:
 
 MODELS: dict[str, Example] = {
     "autoencoder": Example("variational autoencoder, before training: 1,797 digits, 8 latents", autoencoder.example),
+    "bayesian_neural_network": Example(
+        "a network with normal weights: diabetes progression, 442 patients, 8 hidden units", bayesian_network.example
+    ),
     "eight_schools": Example("effects of coaching in eight schools, non-centered", eight_schools.example),
     "eight_schools_centered": Example("the same, centered: a funnel", eight_schools.example_centered),
     "linear_regression": Example(
@@ -73,11 +84,14 @@ def build(name: str) -> Problem:
 
 __all__ = [
     "MODELS",
+    "BayesianNeuralNetwork",
+    "ClassPrediction",
     "EightSchools",
     "ExactPosterior",
     "Example",
     "LinearRegression",
     "LogisticRegression",
+    "NormalPrediction",
     "ProbabilisticPCA",
     "VariationalAutoencoder",
     "build",

@@ -198,6 +198,12 @@ class _LogWeights(NamedTuple):
 
 def _log_weights(runs: Sequence[Run], objective: str) -> _LogWeights:
     """Log weights of every data point, from the sites of model and guide."""
+    for name, site in runs[0].guide.items():
+        if site["infer"].get("has_no_log_weight"):
+            raise ModelError(
+                f"guide site {name!r} has a divergence in closed form in place of its density, of which {objective} "
+                "can make no weights: use MeanFieldNormal, or the objective ELBO"
+            )
     first = runs[0]
     before = _before_latents(first)
     sites = [site for name, site in first.model.items() if name not in before] + list(first.guide.values())

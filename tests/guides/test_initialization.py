@@ -34,6 +34,13 @@ def test_value_is_zero_on_the_unconstrained_scale(name: str) -> None:
     assert z.abs().max() <= 10 * torch.finfo(value.dtype).eps
 
 
+def test_a_site_may_say_where_to_start() -> None:
+    start = torch.tensor(3.0, requires_grad=True)
+    value = init_to_origin({"name": "x", "fn": SITES["real"], "infer": {"start": start}})
+    assert float(value) == 3.0
+    assert not value.requires_grad
+
+
 @pytest.mark.parametrize("name", [name for name in SITES if name not in ("ordered", "flat")])
 def test_value_has_the_type_of_the_distribution(name: str) -> None:
     assert init_to_origin({"name": name, "fn": SITES[name]}).dtype == torch.float64

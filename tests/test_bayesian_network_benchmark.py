@@ -1,0 +1,85 @@
+"""The benchmark of random weights measures what it says."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.contenders import bayesian_network as contender
+from benchmarks.tables import bayesian_network as table
+from pyro_vi_lab.models import ClassPrediction, NormalPrediction
+
+
+def arrays(*, classes: bool) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 2, generator=generator)
+    y = (x[:, 0] > 0).long() if classes else x[:, 0]
+    return {"x": x[:40].numpy(), "y": y[:40].numpy(), "x_new": x[40:].numpy(), "y_new": y[40:].numpy()}
+
+
+class Sent:
+    """Keeps what a contender sends."""
+
+    def __init__(self) -> None:
+        self.messages: list[Any] = []
+
+    def send(self, message: Any) -> None:
+        self.messages.append(message)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", table.HOWS)
+def test_ours_fits(how: str) -> None:
+    channel: Any = Sent()
+    options = {"estimator": "flipout", "how": how, "gain": 1.0, "seed": 0, "batch": 20, "max_steps": 30}
+    contender.ours(channel, arrays=arrays(classes=True), sizes=[2, 3, 2], **options)
+    (run,) = channel.messages
+    assert run["steps"] == 30
+    assert run["status"] == "out of steps"
+    assert math.isfinite(run["score"])
+
+
+@pytest.mark.filterwarnings("ignore")  # of another library
+@pytest.mark.parametrize("classes", [True, False])
+def test_the_plain_network_and_laplace(classes: bool) -> None:
+    pytest.importorskip("laplace")
+    channel: Any = Sent()
+    sizes = [2, 3, 2 if classes else 1]
+    contender.peers(channel, arrays=arrays(classes=classes), sizes=sizes, seed=0, batch=20, epochs=30)
+    (found,) = channel.messages
+    assert found.keys() == {"plain network", "Laplace"}
+    assert found["Laplace"]["seconds"] > found["plain network"]["seconds"]
+
+
+def test_judging() -> None:
+    y = torch.tensor([0, 1, 1])
+    sure = ClassPrediction(torch.tensor([[[0.5, 0.5], [0.25, 0.75], [0.75, 0.25]]]).log())
+    judged = contender.judge(sure, y)
+    assert judged["score"] == pytest.approx((math.log(0.5) + math.log(0.75) + math.log(0.25)) / 3)
+    assert judged["error"] == pytest.approx(1 / 3)
+    normal = contender.judge(NormalPrediction(torch.zeros(1, 2), torch.ones(1)), torch.tensor([3.0, 4.0]))
+    assert normal["error"] == pytest.approx(math.sqrt(12.5))
+    assert normal["score"] == pytest.approx(-12.5 / 2 - math.log(2 * math.pi) / 2)
+
+
+def row(name: str, score: float, elbo: float | None = None, gain: float | None = None) -> dict[str, Any]:
+    run = {"score": score, "calibration": 0.1, "error": 0.2, "seconds": 3.0, "steps": 100}
+    own = {} if gain is None else {"gain": gain}
+    return {"data": "digits", "contender": name, "runs": [run if elbo is None else {**run, "elbo": elbo}], **own}
+
+
+def test_the_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rows = [row("plain network", -0.3), row("ours", -0.1, -20.0, 1.0), row("ours", -0.4, -10.0, 2.0)]
+    assert table.best(rows) == [rows[0], rows[2]]  # by the bound, which has not seen the new rows
+    monkeypatch.setattr(table, "measure", lambda quick: iter(rows))
+    table.main(tmp_path, quick=True)
+    page = (tmp_path / "bayesian_network.md").read_text()
+    assert "| ours | 2/√fan-in | -0.400 ± 0.000 |" in page
+    assert "Best score of ours -0.400, of the others -0.300: goal not met." in page
+    assert "smoke run" in page
+    assert json.loads((tmp_path / "bayesian_network.json").read_text())["rows"] == rows
