@@ -106,7 +106,8 @@ def test_minibatches_scale_the_rows_and_not_the_prior() -> None:
     values = pyro.poutine.trace(guide).get_trace(X, y)
 
     def log_joint(program: Callable[..., Any], *args: Tensor) -> float:
-        return float(pyro.poutine.trace(pyro.poutine.replay(program, trace=values)).get_trace(*args).log_prob_sum())
+        trace = pyro.poutine.trace(pyro.poutine.replay(program, trace=values)).get_trace(*args)
+        return float(trace.log_prob_sum().detach())
 
     of_batches = []
     for batch in problem.batches().epoch():
