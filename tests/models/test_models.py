@@ -16,8 +16,13 @@ DIMENSIONS = {
     "linear_regression_simulated": 7,
     "logistic_regression": 31,
     "logistic_regression_simulated": 21,
+    "robust_regression_simulated": 7,
+    "multinomial_regression": 10,
+    "poisson_regression_simulated": 5,
+    "negative_binomial_regression_simulated": 6,
+    "hierarchical_regression_simulated": 31,
 }
-FROM_SCIKIT_LEARN = {"linear_regression", "linear_regression_known_noise", "logistic_regression"}
+FROM_SCIKIT_LEARN = {"linear_regression", "linear_regression_known_noise", "logistic_regression", "multinomial_regression"}
 
 
 def test_the_table_of_models() -> None:
