@@ -17,6 +17,7 @@ from pyro_vi_lab.models import (
     robust_regression,
 )
 from pyro_vi_lab.models.eight_schools import EightSchools
+from pyro_vi_lab.models.formula import regression
 from pyro_vi_lab.models.hierarchical_regression import HierarchicalRegression
 from pyro_vi_lab.models.linear_regression import ExactPosterior, LinearRegression
 from pyro_vi_lab.models.logistic_regression import LogisticRegression
@@ -111,4 +112,5 @@ __all__ = [
     "PoissonRegression",
     "RobustRegression",
     "build",
+    "regression",
 ]

@@ -44,7 +44,9 @@ class Scaling:
         """The scaling that makes these data standardized; without an outcome that of the covariates alone."""
         zero = X.new_zeros(())
         y_center, y_scale = (zero, zero + 1) if y is None else (y.mean(), y.std(correction=0))
-        return cls(X.mean(0), X.std(0, correction=0), y_center, y_scale)
+        center = X.mean(0)
+        # not std(0), which warns of tables without columns
+        return cls(center, (X - center).square().mean(0).sqrt(), y_center, y_scale)
 
     def covariates(self, X: Tensor) -> Tensor:
         """The covariates, standardized."""

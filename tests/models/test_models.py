@@ -22,7 +22,12 @@ DIMENSIONS = {
     "negative_binomial_regression_simulated": 6,
     "hierarchical_regression_simulated": 31,
 }
-FROM_SCIKIT_LEARN = {"linear_regression", "linear_regression_known_noise", "logistic_regression", "multinomial_regression"}
+FROM_SCIKIT_LEARN = {
+    "linear_regression",
+    "linear_regression_known_noise",
+    "logistic_regression",
+    "multinomial_regression",
+}
 
 
 def test_the_table_of_models() -> None:
