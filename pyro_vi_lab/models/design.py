@@ -197,7 +197,7 @@ def simulated(
         for key, node in tracer.trace.nodes.items()
         if node["type"] == "sample" and not site_is_subsample(node)
     }
-    return Simulation(X, values.pop("y"), values)
+    return Simulation(X, values.pop("y").to(X), values)
 
 
 def scikit_learn_data(name: str) -> Design:

@@ -300,7 +300,7 @@ class Regression(PyroModule):
         draws = sites_of(posterior, self.outcome.names)
         with seeded(seed), torch.no_grad():
             values = {name: draws[name].unsqueeze(-1) for name in self.outcome.names}
-            return torch.as_tensor(self.outcome.distribution(eta, values).sample())
+            return torch.as_tensor(self.outcome.distribution(eta, values).sample()).to(eta)
 
     def linear_predictor(self, posterior: Posterior | Mapping[str, Tensor], rows: Rows) -> Tensor:
         """The linear predictor of checked rows given each draw, ``(C, S, N)``."""
