@@ -5,6 +5,7 @@ Where a published model has flat priors, ours are so wide that they say nothing 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -73,7 +74,8 @@ CASES: dict[str, tuple[Callable[[Loaded], Problem], Callable[[Draws], Draws]]] =
     "GLM_Poisson_Data-GLM_Poisson_model": (trend, trend_draws),
     "radon_mn-radon_hierarchical_intercept_centered": (radon, radon_draws),
 }
-NUM_DRAWS = 10_000
+NUM_DRAWS = 100_000
+PUBLISHED_DRAWS = 10_000
 
 
 def deviations(loaded: Loaded, draws: Draws) -> tuple[float, float]:
@@ -96,8 +98,9 @@ def test_a_full_rank_fit_has_the_published_means_and_deviations(name: str) -> No
     assert result.status is vl.Status.CONVERGED
     shift, change = deviations(loaded, named(dict(result.posterior(NUM_DRAWS).draws)))
     if loaded.case.near_normal:
-        assert shift < 0.1
-        assert change < 0.1
+        # a tenth, and five standard errors of the published numbers
+        assert shift < 0.1 + 5 / math.sqrt(PUBLISHED_DRAWS)
+        assert change < 0.1 + 5 / math.sqrt(2 * PUBLISHED_DRAWS)
     else:
         # what the normal misses, the weights of its draws show
         assert result.importance().khat > 0.7
