@@ -54,6 +54,7 @@ def test_of_two_classes_it_is_logistic_regression() -> None:
     torch.testing.assert_close(two.log_prob(z), one.log_prob(z))
 
 
+@pytest.mark.slow
 def test_maximum_likelihood_does_not_depend_on_contrast_and_standardization() -> None:
     X, y = simulated()
     X = X * torch.tensor([30.0, 0.2]).double() + 10

@@ -53,6 +53,7 @@ def test_twice_the_exposure_is_twice_the_count() -> None:
     assert torch.equal(draws, draws.floor())
 
 
+@pytest.mark.slow
 def test_the_fit_agrees_with_nuts() -> None:
     problem = example_simulated()
     reference = vl.nuts(problem, num_chains=2, num_warmup=300, num_draws=700, progress=False)

@@ -89,6 +89,7 @@ def deviations(loaded: Loaded, draws: Draws) -> tuple[float, float]:
     return shift, change
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_full_rank_fit_has_the_published_means_and_deviations(name: str) -> None:
     posteriordb.require()

@@ -37,6 +37,7 @@ def test_one_outlier_moves_it_less_than_linear_regression() -> None:
     assert abs(float(linear["intercept"] - values["intercept"])) > 5 * 0.5 / np.sqrt(50)
 
 
+@pytest.mark.slow
 def test_the_fit_agrees_with_nuts() -> None:
     X, y, _ = RobustRegression(4.0).simulate(100, 2, seed=0)
     problem = RobustRegression(4.0).problem(X, y, standardize=True)
