@@ -118,7 +118,12 @@ def mutates(node: Node) -> bool:
 
 def _written(node: Node) -> bool:
     """Whether the value of a node is written in place, itself or through a view."""
-    return any(mutates(user) or (is_view(user) and _written(user)) for user in node.users)
+    for user in node.users:
+        written = writes(user)
+        # an operator that writes in place only reads its indices; of what it writes in a list nothing is known
+        if node in written or (mutates(user) and not written) or (is_view(user) and _written(user)):
+            return True
+    return False
 
 
 def is_view(node: Node) -> bool:

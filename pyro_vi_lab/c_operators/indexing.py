@@ -32,7 +32,7 @@ def _from_masks(b: Builder, indices: Sequence[Lazy | None]) -> list[Lazy | None]
     for one in indices:
         if one is None or one.dtype is not torch.bool:
             result.append(one)
-        elif isinstance(one, Stored) and one.buffer.value is not None and one.size == one.buffer.size:
+        elif isinstance(one, Stored) and one.buffer.value is not None:
             mask = one.buffer.value.as_strided(one.shape, one.strides, one.offset)
             result.extend(b.constant(places) for places in mask.nonzero().unbind(-1))
         else:

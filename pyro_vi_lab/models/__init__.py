@@ -10,17 +10,28 @@ from pyro_vi_lab.models import (
     autoencoder,
     bayesian_network,
     eight_schools,
+    hierarchical_regression,
     linear_regression,
     logistic_regression,
+    multinomial_regression,
+    negative_binomial_regression,
+    poisson_regression,
+    robust_regression,
 )
 from pyro_vi_lab.models.autoencoder import VariationalAutoencoder
 from pyro_vi_lab.models.bayesian_network import BayesianNeuralNetwork
 from pyro_vi_lab.models.eight_schools import EightSchools
+from pyro_vi_lab.models.formula import regression
+from pyro_vi_lab.models.hierarchical_regression import HierarchicalRegression
 from pyro_vi_lab.models.linear_regression import ExactPosterior, LinearRegression
 from pyro_vi_lab.models.logistic_regression import LogisticRegression
+from pyro_vi_lab.models.multinomial_regression import MultinomialRegression
+from pyro_vi_lab.models.negative_binomial_regression import NegativeBinomialRegression
 from pyro_vi_lab.models.pictures import picture_grid
+from pyro_vi_lab.models.poisson_regression import PoissonRegression
 from pyro_vi_lab.models.prediction import ClassPrediction, NormalPrediction
 from pyro_vi_lab.models.principal_components import ProbabilisticPCA, probabilistic_pca
+from pyro_vi_lab.models.robust_regression import RobustRegression
 from pyro_vi_lab.problem import Problem
 
 
@@ -62,6 +73,23 @@ MODELS: dict[str, Example] = {
     "logistic_regression_simulated": Example(
         "logistic regression: simulated, 1000 rows, 20 covariates", logistic_regression.example_simulated
     ),
+    "robust_regression_simulated": Example(
+        "linear regression with Student-t noise: simulated, 200 rows, 4 covariates", robust_regression.example_simulated
+    ),
+    "multinomial_regression": Example(
+        "softmax regression: species of iris, 150 flowers, 4 covariates, 3 classes", multinomial_regression.example
+    ),
+    "poisson_regression_simulated": Example(
+        "regression of counts: simulated, 300 rows, 4 covariates", poisson_regression.example_simulated
+    ),
+    "negative_binomial_regression_simulated": Example(
+        "regression of overdispersed counts: simulated, 300 rows, 4 covariates",
+        negative_binomial_regression.example_simulated,
+    ),
+    "hierarchical_regression_simulated": Example(
+        "regression with intercepts and slopes by group: simulated, 240 rows, 12 groups",
+        hierarchical_regression.example_simulated,
+    ),
 }
 """Example problems by name; the data of some come with scikit-learn, the extra ``examples``."""
 
@@ -89,12 +117,18 @@ __all__ = [
     "EightSchools",
     "ExactPosterior",
     "Example",
+    "HierarchicalRegression",
     "LinearRegression",
     "LogisticRegression",
+    "MultinomialRegression",
+    "NegativeBinomialRegression",
     "NormalPrediction",
+    "PoissonRegression",
     "ProbabilisticPCA",
+    "RobustRegression",
     "VariationalAutoencoder",
     "build",
     "picture_grid",
     "probabilistic_pca",
+    "regression",
 ]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from pyro import poutine
 from pyro.nn import PyroModule
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vi_lab.errors import ArgumentError, DataError, ExtraError
@@ -63,9 +64,22 @@ def design(X: Any, y: Any, features: Sequence[str] | None = None) -> Design:
         >>> design([[1.0], [2.0]], [0.0, 1.0], ["dose"]).features
         ('dose',)
     """
-    columns = [str(column) for column in X.columns] if hasattr(X, "columns") else None
-    covariates, outcome = _tensor("X", X), _tensor("y", y)
+    covariates, names = checked_covariates(X, features)
+    outcome = _tensor("y", y)
     check_shapes(covariates, outcome)
+    return Design(covariates, checked_rows("y", outcome), not_constant(covariates, names))
+
+
+def checked_covariates(X: Any, features: Sequence[str] | None = None) -> tuple[Tensor, tuple[str, ...]]:
+    """Covariates as a float64 tensor ``(N, D)``, and their names; see :func:`design`.
+
+    Raises:
+        DataError: A shape that is no table, or a value that is missing, infinite or not a number.
+        ArgumentError: As many names as columns are needed.
+    """
+    columns = [str(column) for column in X.columns] if hasattr(X, "columns") else None
+    covariates = _tensor("X", X)
+    check_shapes(covariates, None)
     names = tuple(features or columns or (f"x{i}" for i in range(covariates.shape[1])))
     if len(names) != covariates.shape[1]:
         raise ArgumentError(f"features has {len(names)} names; X has {covariates.shape[1]} columns")
@@ -77,13 +91,34 @@ def design(X: Any, y: Any, features: Sequence[str] | None = None) -> Design:
             f"({float(covariates[row, column])}) in row {row}, column {names[column]!r}; remove or impute "
             "such rows"
         )
-    bad = ~torch.isfinite(outcome)
+    return covariates, names
+
+
+def checked_rows(name: str, values: Any, num_rows: int | None = None) -> Tensor:
+    """One finite number for each row, as a float64 tensor ``(N,)``.
+
+    Raises:
+        DataError: A shape that does not fit, or a value that is missing, infinite or not a number.
+    """
+    tensor = _tensor(name, values)
+    if num_rows is not None and tensor.shape != (num_rows,):
+        raise DataError(f"{name} has shape {tuple(tensor.shape)}; expected ({num_rows},), one value per row of X")
+    bad = ~torch.isfinite(tensor)
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
         raise DataError(
-            f"y has {int(bad.sum())} missing or infinite value(s), the first ({float(outcome[row])}) in row "
+            f"{name} has {int(bad.sum())} missing or infinite value(s), the first ({float(tensor[row])}) in row "
             f"{row}; remove such rows"
         )
+    return tensor
+
+
+def not_constant(covariates: Tensor, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of columns that vary, all of them.
+
+    Raises:
+        DataError: A column has the same value in every row; the message names it.
+    """
     constant = (covariates == covariates[0]).all(0)
     if bool(constant.any()):
         column = int(constant.nonzero()[0])
@@ -91,14 +126,20 @@ def design(X: Any, y: Any, features: Sequence[str] | None = None) -> Design:
             f"column {names[column]!r} of X is constant ({float(covariates[0, column]):g} in every row); "
             "remove it, the model has an intercept of its own"
         )
-    return Design(covariates, outcome, names)
+    return names
 
 
-def check_shapes(X: Tensor, y: Tensor | None) -> None:
-    """Raise a DataError unless ``X`` is ``(N, D)`` and ``y`` is ``(N,)`` or None, with N, D at least one."""
+def check_shapes(X: Tensor, y: Tensor | None, *, fewest_features: int = 1) -> None:
+    """Raise a DataError unless ``X`` is ``(N, D)`` and ``y`` is ``(N,)`` or None, with N, D at least one.
+
+    Args:
+        X: Covariates.
+        y: Outcome.
+        fewest_features: Least D; 0 where the model has other terms.
+    """
     if X.dim() != 2:
         raise DataError(f"X has shape {tuple(X.shape)}; expected (rows, features)")
-    if 0 in X.shape:
+    if X.shape[0] == 0 or X.shape[1] < fewest_features:
         raise DataError(f"X has shape {tuple(X.shape)}: at least one row and one feature are needed")
     if y is not None and y.dim() != 1:
         raise DataError(f"y has shape {tuple(y.shape)}; expected ({X.shape[0]},), one value per row of X")
@@ -120,10 +161,20 @@ def standardized(X: Tensor) -> Tensor:
     return (X - X.mean(0)) / X.std(0, correction=0)
 
 
-def simulated(model: PyroModule, num_rows: int, num_features: int, *, correlation: float, seed: int) -> Simulation:
+def simulated(
+    model: PyroModule, num_rows: int, num_features: int, *, correlation: float, seed: int, **others: Any
+) -> Simulation:
     r"""Draw covariates, parameters and outcome of a regression; the parameters come from the model's prior.
 
     The covariates are standard normal, neighbors correlated: :math:`\mathrm{corr}(x_i, x_j) = \rho^{|i-j|}`.
+
+    Args:
+        model: A regression.
+        num_rows: N.
+        num_features: D.
+        correlation: ρ.
+        seed: Seed of everything drawn.
+        **others: Further arguments of the model.
 
     Raises:
         ArgumentError: No rows or features, or a correlation outside (-1, 1).
@@ -140,12 +191,13 @@ def simulated(model: PyroModule, num_rows: int, num_features: int, *, correlatio
             columns.append(correlation * columns[-1] + math.sqrt(1 - correlation**2) * noise[:, i])
         X = torch.stack(columns, 1)
         with poutine.trace() as tracer:
-            model(X)
-    plates = ("feature", "row")
+            model(X, **others)
     values: dict[str, Any] = {
-        key: node["value"] for key, node in tracer.trace.nodes.items() if node["type"] == "sample" and key not in plates
+        key: node["value"]
+        for key, node in tracer.trace.nodes.items()
+        if node["type"] == "sample" and not site_is_subsample(node)
     }
-    return Simulation(X, values.pop("y"), values)
+    return Simulation(X, values.pop("y").to(X), values)
 
 
 def scikit_learn_data(name: str) -> Design:

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-import pyro
-import pyro.distributions as dist
 import torch
-from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_vi_lab.errors import ArgumentError
 from pyro_vi_lab.isolation import seeded
-from pyro_vi_lab.models.design import (
-    Simulation,
-    check_shapes,
-    design,
-    linear_predictor,
-    positive,
-    scikit_learn_data,
-    simulated,
-    standardized,
-)
+from pyro_vi_lab.models.design import design, scikit_learn_data, standardized
+from pyro_vi_lab.models.outcomes import ConjugateNormal
+from pyro_vi_lab.models.regression import Regression
 from pyro_vi_lab.posterior import Posterior
 from pyro_vi_lab.problem import Problem
 
@@ -59,7 +48,7 @@ class ExactPosterior:
     precision_rate: float | None = None
 
 
-class LinearRegression(PyroModule):
+class LinearRegression(Regression):
     r"""Bayesian linear regression with conjugate priors.
 
     Known noise σ (``noise_scale`` given):
@@ -80,8 +69,11 @@ class LinearRegression(PyroModule):
 
     Args:
         noise_scale: σ where it is known, in units of y; None where it is not.
+        prior: Prior of the coefficients: ``"normal"`` as above, ``"ridge"``, or ``"horseshoe"``; see
+            :class:`pyro_vi_lab.models.priors.CoefficientPrior`. Only the first has an exact posterior.
         prior_scale: s, prior standard deviation of every coefficient.
         intercept_scale: s₀, prior standard deviation of the intercept.
+        num_relevant: Number of coefficients expected away from zero; of the horseshoe only.
         precision_shape: a, unknown noise only.
         precision_rate: b, unknown noise only, in squared units of y.
 
@@ -106,49 +98,23 @@ class LinearRegression(PyroModule):
         self,
         noise_scale: float | None = None,
         *,
+        prior: str = "normal",
         prior_scale: float = 1.0,
         intercept_scale: float = 10.0,
+        num_relevant: float | None = None,
         precision_shape: float = 1.0,
         precision_rate: float = 1.0,
     ) -> None:
-        super().__init__()
-        if noise_scale is not None:
-            positive(noise_scale=noise_scale)
-        positive(
+        super().__init__(
+            ConjugateNormal(noise_scale, precision_shape, precision_rate),
+            prior=prior,
             prior_scale=prior_scale,
             intercept_scale=intercept_scale,
-            precision_shape=precision_shape,
-            precision_rate=precision_rate,
+            num_relevant=num_relevant,
         )
         self.noise_scale = noise_scale
-        self.prior_scale = prior_scale
-        self.intercept_scale = intercept_scale
         self.precision_shape = precision_shape
         self.precision_rate = precision_rate
-
-    def forward(self, X: Tensor, y: Tensor | None = None) -> Tensor:
-        """Run the model; returns the expected outcome of every row."""
-        check_shapes(X, y)
-        zero = X.new_zeros(())
-        if self.noise_scale is None:
-            shape = zero + self.precision_shape
-            precision = pyro.sample("precision", dist.Gamma(shape, self.precision_rate))
-            sigma = pyro.deterministic("sigma", precision.rsqrt())
-            unit = sigma
-        else:
-            sigma, unit = zero + self.noise_scale, zero + 1.0
-        intercept = pyro.sample("intercept", dist.Normal(zero, self.intercept_scale * unit))
-        with pyro.plate("feature", X.shape[1]):
-            beta = pyro.sample("beta", dist.Normal(zero, self.prior_scale * unit))
-        mean = linear_predictor(X, intercept, beta)
-        with pyro.plate("row", X.shape[0]):
-            pyro.sample("y", dist.Normal(mean, sigma), obs=y)
-        return mean
-
-    def problem(self, X: Any, y: Any, *, features: Sequence[str] | None = None, name: str | None = None) -> Problem:
-        """The model with checked data; see :func:`pyro_vi_lab.models.design.design` for what is checked."""
-        data = design(X, y, features)
-        return Problem(self, data.X, data.y, coords={"feature": data.features}, name=name)
 
     def exact(self, X: Any, y: Any) -> ExactPosterior:
         r"""Closed-form posterior of (intercept, beta).
@@ -176,7 +142,9 @@ class LinearRegression(PyroModule):
 
         Raises:
             DataError: As in :func:`pyro_vi_lab.models.design.design`.
+            ArgumentError: A prior other than ``"normal"``.
         """
+        self._check_exact()
         data = design(X, y)
         num_rows, num_features = data.X.shape
         noise = 1.0 if self.noise_scale is None else self.noise_scale
@@ -199,7 +167,14 @@ class LinearRegression(PyroModule):
         return ExactPosterior(mean, factor @ factor.T * (b_n / (a_n - 1)), factor, log_evidence, a_n, b_n)
 
     def exact_posterior(
-        self, X: Any, y: Any, *, num_chains: int = 1, num_draws: int = 1000, seed: int = 0
+        self,
+        X: Any,
+        y: Any,
+        *,
+        num_chains: int = 1,
+        num_draws: int = 1000,
+        seed: int = 0,
+        standardize: bool = False,
     ) -> Posterior:
         """Independent draws from the exact posterior.
 
@@ -209,13 +184,17 @@ class LinearRegression(PyroModule):
             num_chains: C.
             num_draws: S, per chain.
             seed: Seed of the draws.
+            standardize: Whether the priors are those of standardized data, as in :meth:`problem`; the draws are of the
+                data as they are.
 
         Raises:
             DataError: As in :func:`pyro_vi_lab.models.design.design`.
-            ArgumentError: No chains or no draws.
+            ArgumentError: No chains or no draws, or a prior other than ``"normal"``.
         """
         if num_chains < 1 or num_draws < 1:
             raise ArgumentError(f"num_chains and num_draws must be at least 1, got {num_chains} and {num_draws}")
+        if standardize:
+            return self._exact_of_standardized(X, y, num_chains=num_chains, num_draws=num_draws, seed=seed)
         exact = self.exact(X, y)
         draws = {}
         with seeded(seed):
@@ -232,19 +211,33 @@ class LinearRegression(PyroModule):
         info = {"seed": seed, "log_evidence": exact.log_evidence}
         return Posterior(draws, method="exact", info=info)
 
-    def simulate(self, num_rows: int, num_features: int, *, seed: int = 0, correlation: float = 0.5) -> Simulation:
-        """Covariates, outcome, and the parameters that made them, which are drawn from the prior.
+    def _exact_of_standardized(self, X: Any, y: Any, *, num_chains: int, num_draws: int, seed: int) -> Posterior:
+        bound = cast(LinearRegression, self.problem(X, y, standardize=True).model)
+        assert bound.binding.scaling is not None
+        scaling, data = bound.binding.scaling, design(X, y)
+        unit = float(scaling.y_scale)
+        inner = LinearRegression(
+            None if self.noise_scale is None else self.noise_scale / unit,
+            prior_scale=self.prior_scale,
+            intercept_scale=self.intercept_scale,
+            precision_shape=self.precision_shape,
+            precision_rate=self.precision_rate,
+        )
+        Z, z = scaling.covariates(data.X), scaling.outcome(data.y)
+        found = inner.exact_posterior(Z, z, num_chains=num_chains, num_draws=num_draws, seed=seed)
+        draws = {f"{name}_standardized": value for name, value in found.draws.items() if name != "sigma"}
+        intercept, beta = scaling.original(found.draws["intercept"].unsqueeze(-1), found.draws["beta"])
+        draws |= {"intercept": intercept.squeeze(-1), "beta": beta}
+        if self.noise_scale is None:
+            draws |= {"precision": found.draws["precision"] / unit**2, "sigma": found.draws["sigma"] * unit}
+        log_evidence = float(found.info["log_evidence"]) - len(z) * math.log(unit)
+        return Posterior(draws, method="exact", info={"seed": seed, "log_evidence": log_evidence})
 
-        Args:
-            num_rows: N.
-            num_features: D.
-            seed: Seed of everything drawn.
-            correlation: Of neighboring covariates.
-
-        Raises:
-            ArgumentError: No rows or features, or a correlation outside (-1, 1).
-        """
-        return simulated(self, num_rows, num_features, correlation=correlation, seed=seed)
+    def _check_exact(self) -> None:
+        if self.prior.kind != "normal":
+            raise ArgumentError(
+                f"with prior={self.prior.kind!r} the posterior has no closed form: leave the prior out, or fit"
+            )
 
 
 def example() -> Problem:

@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-import pyro
-import pyro.distributions as dist
-from pyro.nn import PyroModule
-from torch import Tensor
-
-from pyro_vi_lab.errors import DataError
-from pyro_vi_lab.models.design import (
-    Simulation,
-    check_shapes,
-    design,
-    linear_predictor,
-    positive,
-    scikit_learn_data,
-    simulated,
-    standardized,
-)
+from pyro_vi_lab.models.design import scikit_learn_data, standardized
+from pyro_vi_lab.models.outcomes import Bernoulli
+from pyro_vi_lab.models.regression import Regression
 from pyro_vi_lab.problem import Problem
 
 
-class LogisticRegression(PyroModule):
+class LogisticRegression(Regression):
     r"""Probability of one of two outcomes, linear on the logit scale.
 
     .. math::
@@ -35,8 +19,11 @@ class LogisticRegression(PyroModule):
     ones. The priors are meant for covariates on a common scale, such as standardized ones.
 
     Args:
+        prior: Prior of the coefficients: ``"normal"`` as above, ``"ridge"``, or ``"horseshoe"``; see
+            :class:`pyro_vi_lab.models.priors.CoefficientPrior`.
         prior_scale: s, prior standard deviation of every coefficient.
         intercept_scale: s₀, prior standard deviation of the intercept.
+        num_relevant: Number of coefficients expected away from zero; of the horseshoe only.
 
     Shape:
         X ``(N, D)``, y ``(N,)`` of zeros and ones; plates ``feature`` and ``row``.
@@ -56,53 +43,21 @@ class LogisticRegression(PyroModule):
         Problem(LogisticRegression: latent intercept, beta (feature); observed y (row))
     """
 
-    def __init__(self, *, prior_scale: float = 1.0, intercept_scale: float = 2.5) -> None:
-        super().__init__()
-        positive(prior_scale=prior_scale, intercept_scale=intercept_scale)
-        self.prior_scale = prior_scale
-        self.intercept_scale = intercept_scale
-
-    def forward(self, X: Tensor, y: Tensor | None = None) -> Tensor:
-        """Run the model; returns the logit of every row."""
-        check_shapes(X, y)
-        zero = X.new_zeros(())
-        intercept = pyro.sample("intercept", dist.Normal(zero, self.intercept_scale))
-        with pyro.plate("feature", X.shape[1]):
-            beta = pyro.sample("beta", dist.Normal(zero, self.prior_scale))
-        logits = linear_predictor(X, intercept, beta)
-        with pyro.plate("row", X.shape[0]):
-            pyro.sample("y", dist.Bernoulli(logits=logits), obs=y)
-        return logits
-
-    def problem(self, X: Any, y: Any, *, features: Sequence[str] | None = None, name: str | None = None) -> Problem:
-        """The model with checked data; see :func:`pyro_vi_lab.models.design.design` for what else is checked.
-
-        Raises:
-            DataError: A label that is neither 0 nor 1; the message names the row.
-        """
-        data = design(X, y, features)
-        wrong = (data.y != 0) & (data.y != 1)
-        if bool(wrong.any()):
-            row = int(wrong.nonzero()[0])
-            raise DataError(
-                f"y has {int(wrong.sum())} label(s) other than 0 and 1, the first ({float(data.y[row]):g}) "
-                f"in row {row}; recode the two outcomes as 0 and 1"
-            )
-        return Problem(self, data.X, data.y, coords={"feature": data.features}, name=name)
-
-    def simulate(self, num_rows: int, num_features: int, *, seed: int = 0, correlation: float = 0.5) -> Simulation:
-        """Covariates, labels, and the parameters that made them, which are drawn from the prior.
-
-        Args:
-            num_rows: N.
-            num_features: D.
-            seed: Seed of everything drawn.
-            correlation: Of neighboring covariates.
-
-        Raises:
-            ArgumentError: No rows or features, or a correlation outside (-1, 1).
-        """
-        return simulated(self, num_rows, num_features, correlation=correlation, seed=seed)
+    def __init__(
+        self,
+        *,
+        prior: str = "normal",
+        prior_scale: float = 1.0,
+        intercept_scale: float = 2.5,
+        num_relevant: float | None = None,
+    ) -> None:
+        super().__init__(
+            Bernoulli(),
+            prior=prior,
+            prior_scale=prior_scale,
+            intercept_scale=intercept_scale,
+            num_relevant=num_relevant,
+        )
 
 
 def example() -> Problem:

@@ -18,6 +18,11 @@ DIMENSIONS = {
     "linear_regression_simulated": 7,
     "logistic_regression": 31,
     "logistic_regression_simulated": 21,
+    "robust_regression_simulated": 7,
+    "multinomial_regression": 10,
+    "poisson_regression_simulated": 5,
+    "negative_binomial_regression_simulated": 6,
+    "hierarchical_regression_simulated": 31,
 }
 FROM_SCIKIT_LEARN = {
     "autoencoder",
@@ -25,6 +30,7 @@ FROM_SCIKIT_LEARN = {
     "linear_regression",
     "linear_regression_known_noise",
     "logistic_regression",
+    "multinomial_regression",
 }
 
 
