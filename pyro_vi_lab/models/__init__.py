@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pyro_vi_lab.errors import unknown_name
-from pyro_vi_lab.models import eight_schools, linear_regression, logistic_regression
+from pyro_vi_lab.models import eight_schools, linear_regression, logistic_regression, univariate_normal
 from pyro_vi_lab.models.eight_schools import EightSchools
 from pyro_vi_lab.models.linear_regression import ExactPosterior, LinearRegression
 from pyro_vi_lab.models.logistic_regression import LogisticRegression
+from pyro_vi_lab.models.univariate_normal import NormalGammaPosterior, UnivariateNormal
 from pyro_vi_lab.problem import Problem
 
 
@@ -47,6 +48,9 @@ MODELS: dict[str, Example] = {
     "logistic_regression_simulated": Example(
         "logistic regression: simulated, 1000 rows, 20 covariates", logistic_regression.example_simulated
     ),
+    "univariate_normal": Example(
+        "normal data, unknown mean and precision: simulated, 50 rows", univariate_normal.example
+    ),
 }
 """Example problems by name; the data of some come with scikit-learn, the extra ``examples``."""
 
@@ -74,5 +78,7 @@ __all__ = [
     "Example",
     "LinearRegression",
     "LogisticRegression",
+    "NormalGammaPosterior",
+    "UnivariateNormal",
     "build",
 ]

@@ -64,7 +64,7 @@ def design(X: Any, y: Any, features: Sequence[str] | None = None) -> Design:
         ('dose',)
     """
     columns = [str(column) for column in X.columns] if hasattr(X, "columns") else None
-    covariates, outcome = _tensor("X", X), _tensor("y", y)
+    covariates, outcome = numeric("X", X), numeric("y", y)
     check_shapes(covariates, outcome)
     names = tuple(features or columns or (f"x{i}" for i in range(covariates.shape[1])))
     if len(names) != covariates.shape[1]:
@@ -173,7 +173,8 @@ def positive(**values: float) -> None:
             raise ArgumentError(f"{name} must be a positive number, got {value!r}")
 
 
-def _tensor(name: str, values: Any) -> Tensor:
+def numeric(name: str, values: Any) -> Tensor:
+    """Values as a float64 tensor; a DataError that names the column where they are no numbers."""
     for column in getattr(values, "columns", ()):
         if values[column].dtype.kind not in "biuf":
             raise DataError(

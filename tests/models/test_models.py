@@ -16,7 +16,9 @@ DIMENSIONS = {
     "linear_regression_simulated": 7,
     "logistic_regression": 31,
     "logistic_regression_simulated": 21,
+    "univariate_normal": 2,
 }
+WITHOUT_COORDS = {"univariate_normal"}
 FROM_SCIKIT_LEARN = {"linear_regression", "linear_regression_known_noise", "logistic_regression"}
 
 
@@ -47,7 +49,7 @@ def test_every_example_builds_a_problem(name: str) -> None:
     for site in problem.sites.values():
         for dim, size in problem.sizes(site).items():
             assert len(problem.coords.get(dim, range(size))) == size
-    assert {"school", "feature"} & problem.coords.keys()
+    assert {"school", "feature"} & problem.coords.keys() or name in WITHOUT_COORDS
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -56,9 +58,10 @@ def test_every_example_predicts_and_scores(name: str) -> None:
         pytest.importorskip("sklearn")
     problem = build(name)
     prior = problem.prior(num_draws=3, seed=1)
-    shape = (1, 3, *problem.observed["y"].shape)
-    assert problem.predictive(prior, seed=1)["y"].shape == shape
-    scores = problem.log_likelihood(prior)["y"]
+    ((site, data),) = problem.observed.items()
+    shape = (1, 3, *data.shape)
+    assert problem.predictive(prior, seed=1)[site].shape == shape
+    scores = problem.log_likelihood(prior)[site]
     assert scores.shape == shape
     assert bool(torch.isfinite(scores).all())
 
