@@ -10,6 +10,7 @@ from pyro.infer import ELBO
 from pyro.optim.optim import PyroOptim
 
 from pyro_vi_lab.conjugate_fit import SWEEPS, fit_conjugate
+from pyro_vi_lab.conjugate_mixture import fit_mixture
 from pyro_vi_lab.density_fit import MAX_KL, fit_density
 from pyro_vi_lab.errors import ArgumentError, unknown_name
 from pyro_vi_lab.fit_guide import is_a, is_over_family
@@ -17,6 +18,7 @@ from pyro_vi_lab.fitted import Fit
 from pyro_vi_lab.flow_fit import fit_flow
 from pyro_vi_lab.guides import Conjugate, Flow, PointGuide
 from pyro_vi_lab.mode_fit import fit_mode, fit_mode_of_batches
+from pyro_vi_lab.models import GaussianMixture
 from pyro_vi_lab.problem import Problem
 from pyro_vi_lab.program_fit import fit_program
 from pyro_vi_lab.second_order_fit import fit_batch_and_match, fit_fixed_draws
@@ -62,7 +64,8 @@ def fit(
 
     The guide ``"conjugate"`` goes by coordinate ascent with exact expectations
     (:mod:`pyro_vi_lab.coordinate_ascent`), whose bound never falls; ``CONVERGED`` means that a sweep changes nothing
-    more. ``"flow"`` starts from a fit of the full-rank normal (of the mean-field one for more than 512 dimensions),
+    more. That of a mixture of normals starts at clusters of its rows, of which ``num_restarts`` may ask for several.
+    ``"flow"`` starts from a fit of the full-rank normal (of the mean-field one for more than 512 dimensions),
     in whose coordinates it goes by stochastic gradients.
 
     Any other Pyro guide, and any guide of a problem with minibatches, goes by stochastic gradients of the captured
@@ -140,6 +143,9 @@ def fit(
     if is_a(guide, Conjugate) and not problem.subsamples and optim is None and objective is None:
         given = {"num_particles": num_particles, "max_kl": max_kl, "compile": compiled}
         _refuse(guide, "is fitted by coordinate ascent with exact expectations", **given)
+        if isinstance(problem.model, GaussianMixture) and not isinstance(guide, Conjugate):
+            sweeps = max_steps or SWEEPS
+            return fit_mixture(problem, num_restarts=num_restarts, seed=seed, max_steps=sweeps, lr=lr or 1.0)
         return fit_conjugate(
             problem, guide, num_restarts=num_restarts, seed=seed, max_steps=max_steps or SWEEPS, lr=lr or 1.0
         )

@@ -6,8 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pyro_vi_lab.errors import unknown_name
-from pyro_vi_lab.models import eight_schools, linear_regression, logistic_regression, univariate_normal
+from pyro_vi_lab.models import (
+    eight_schools,
+    gaussian_mixture,
+    linear_regression,
+    logistic_regression,
+    univariate_normal,
+)
 from pyro_vi_lab.models.eight_schools import EightSchools
+from pyro_vi_lab.models.gaussian_mixture import GaussianMixture
 from pyro_vi_lab.models.linear_regression import ExactPosterior, LinearRegression
 from pyro_vi_lab.models.logistic_regression import LogisticRegression
 from pyro_vi_lab.models.univariate_normal import NormalGammaPosterior, UnivariateNormal
@@ -31,6 +38,9 @@ class Example:
 MODELS: dict[str, Example] = {
     "eight_schools": Example("effects of coaching in eight schools, non-centered", eight_schools.example),
     "eight_schools_centered": Example("the same, centered: a funnel", eight_schools.example_centered),
+    "gaussian_mixture": Example(
+        "mixture of three normals, full covariances: simulated, 150 rows", gaussian_mixture.example
+    ),
     "linear_regression": Example(
         "linear regression, unknown noise: diabetes progression, 442 patients, 10 covariates",
         linear_regression.example,
@@ -76,6 +86,7 @@ __all__ = [
     "EightSchools",
     "ExactPosterior",
     "Example",
+    "GaussianMixture",
     "LinearRegression",
     "LogisticRegression",
     "NormalGammaPosterior",
