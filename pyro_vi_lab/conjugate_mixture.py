@@ -7,6 +7,7 @@ import time
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pyro_vi_lab.density_engine import Status
@@ -21,7 +22,7 @@ from pyro_vi_lab.problem import Problem
 from pyro_vi_lab.program_fit import forget, instance_of, objective_of
 
 TOLERANCE = 1e-10
-"""Squared Fisher length of a sweep, in nats, below which it has converged."""
+"""Squared Fisher length of a sweep, or what all later ones may still gain, in nats, below which it has converged."""
 STALLED_SWEEPS, STALLED_LENGTH = 10, 1e-8
 """Sweeps without a shorter step after which rounding is all that is left, where steps are as short as this."""
 SAME = 1e-3
@@ -61,19 +62,33 @@ def mixture_ascent(
     elbo: list[float] = []
     seconds: list[float] = []
     best, since, converged = math.inf, 0, False
+    normals = expected_normals(factors, prior)
     for _ in range(max_sweeps):
-        normals = expected_normals(factors, prior)
         made = sweep(rows.moments(normals), normals, factors, prior, lr=lr)
-        factors = made.factors
+        factors, normals = made.factors, made.normals
         elbo.append(float(made.elbo))
         seconds.append(time.perf_counter() - began)
         best, since = (made.length, 0) if made.length < best else (best, since + 1)
-        if made.length <= TOLERANCE or (since >= STALLED_SWEEPS and best <= STALLED_LENGTH):
+        if (
+            _remaining(elbo) <= TOLERANCE
+            or made.length <= TOLERANCE
+            or (since >= STALLED_SWEEPS and best <= STALLED_LENGTH)
+        ):
             converged = True
             break
-    elbo.append(float(rows.moments(expected_normals(factors, prior)).log_likelihood - divergence(factors, prior)))
+    elbo.append(float(rows.moments(normals).log_likelihood - divergence(factors, normals, prior)))
     seconds.append(time.perf_counter() - began)
     return MixtureAscent(factors, elbo, seconds, converged)
+
+
+def _remaining(elbo: list[float]) -> float:
+    """What later sweeps may still gain, if each gains the same part of the one before; zero where rounding is left."""
+    if len(elbo) < 3:
+        return math.inf
+    before, last = elbo[-2] - elbo[-3], elbo[-1] - elbo[-2]
+    if abs(last) <= 4 * torch.finfo(torch.float64).eps * abs(elbo[-1]):
+        return 0.0
+    return last * last / (before - last) if 0 <= last < before else math.inf
 
 
 def fit_mixture(problem: Problem, *, num_restarts: int, seed: int, max_steps: int, lr: float) -> Fit:

@@ -17,6 +17,7 @@ from pyro_vi_lab.fit_guide import is_a, is_over_family
 from pyro_vi_lab.fitted import Fit
 from pyro_vi_lab.flow_fit import fit_flow
 from pyro_vi_lab.guides import Conjugate, Flow, PointGuide
+from pyro_vi_lab.mixture_stream import fit_stream
 from pyro_vi_lab.mode_fit import fit_mode, fit_mode_of_batches
 from pyro_vi_lab.models import GaussianMixture
 from pyro_vi_lab.problem import Problem
@@ -149,6 +150,13 @@ def fit(
         return fit_conjugate(
             problem, guide, num_restarts=num_restarts, seed=seed, max_steps=max_steps or SWEEPS, lr=lr or 1.0
         )
+    by_name = isinstance(guide, (str, type)) and is_a(guide, Conjugate) and optim is None and objective is None
+    if by_name and isinstance(problem.model, GaussianMixture) and problem.minibatch is not None:
+        given = {"num_particles": num_particles, "max_kl": max_kl, "compile": compiled, "lr": lr}
+        _refuse(guide, "of a mixture is fitted batch by batch with exact expectations", **given)
+        if num_restarts != 1:
+            raise ArgumentError(f"num_restarts={num_restarts}: a fit on batches of rows has one start")
+        return fit_stream(problem, seed=seed, max_steps=max_steps)
     if not is_over_family(guide) or problem.subsamples:
         _refuse(guide, "is fitted by stochastic gradients", max_kl=max_kl)
         # the mode of what is seen batch by batch: by stochastic gradients, like all else of that kind

@@ -44,11 +44,13 @@ class Sweep(NamedTuple):
 
     Args:
         factors: After it.
+        normals: What the next responsibilities are taken of.
         elbo: The bound of the responsibilities with these factors, in nats.
         length: Squared Fisher length of the steps, in nats.
     """
 
     factors: Factors
+    normals: Normals
     elbo: Tensor
     length: float
 
@@ -173,8 +175,8 @@ def expected_log_weights(factors: Factors, prior: Prior) -> Tensor:
     return torch.cat([log_stick, zero]) + torch.cat([zero, log_rest.cumsum(0)])
 
 
-def divergence(factors: Factors, prior: Prior) -> Tensor:
-    """KL(q ‖ p) of all factors but the assignments, in nats."""
+def divergence(factors: Factors, normals: Normals, prior: Prior) -> Tensor:
+    """KL(q ‖ p) of all factors but the assignments, in nats; ``normals`` are their expected ones."""
     kinds, dim, K = families(prior), prior.dim, prior.num_components
     start = prior_factors(prior)
     name = "stick" if prior.is_process else "weights"
@@ -186,7 +188,6 @@ def divergence(factors: Factors, prior: Prior) -> Tensor:
     standard, beta = kinds["loc"].standard(factors["loc"]), prior.relative_precision
     spread, apart = standard["scale_tril"], standard["loc"] - prior.loc
     mean = kinds["precision"].mean(factors["precision"])
-    normals = expected_normals(factors, prior)
     if prior.kind == "tied":
         log_det = mean[..., 0]
         traces = (normals.factor.mT @ spread).square().sum((-2, -1)) + (apart @ normals.factor).square().sum(1)
@@ -222,12 +223,13 @@ def started(found: Moments, prior: Prior) -> Factors:
 def sweep(found: Moments, normals: Normals, factors: Factors, prior: Prior, *, lr: float = 1.0) -> Sweep:
     """Update all factors for the moments that responsibilities with ``normals`` gave, and say what came of it."""
     moved = updated(found, factors, prior, lr=lr)
-    gained = expected_log_density(found, expected_normals(moved, prior)) - expected_log_density(found, normals)
+    after = expected_normals(moved, prior)
+    gained = expected_log_density(found, after) - expected_log_density(found, normals)
     length = sum(
-        float((family.kl(moved[key], factors[key]) + family.kl(factors[key], moved[key])).sum())
+        float(((moved[key] - factors[key]) * (family.mean(moved[key]) - family.mean(factors[key]))).sum())
         for key, family in families(prior).items()
     )
-    return Sweep(moved, found.log_likelihood + gained - divergence(moved, prior), length)
+    return Sweep(moved, after, found.log_likelihood + gained - divergence(moved, after, prior), length)
 
 
 def _shape(prior: Prior) -> tuple[int, ...]:

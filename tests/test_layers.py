@@ -74,6 +74,7 @@ LAYERS = (
         "fitted",
         "mixture_bayes",
         "mixture_fit",
+        "mixture_stream",
         "mode_fit",
         "natural_step",
         "nutpie_bridge",
