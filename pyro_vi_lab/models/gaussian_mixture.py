@@ -23,6 +23,7 @@ from pyro_vi_lab.models import mixture_posterior
 from pyro_vi_lab.models.design import numeric, positive
 from pyro_vi_lab.models.mixture_data import Missing, Table, mean_and_covariance, scanned, table
 from pyro_vi_lab.models.normal_mixture import NormalMixture
+from pyro_vi_lab.models.wishart import Wishart
 from pyro_vi_lab.posterior import Posterior
 from pyro_vi_lab.problem import Problem
 
@@ -200,7 +201,9 @@ class GaussianMixture(PyroModule):
             loc = self._sample_loc(prior, precision)
         with pyro.plate("row", len(X)):
             if self.marginal or observed is not None or sample_weight is not None:
-                with poutine.scale(scale=1.0 if sample_weight is None else sample_weight):
+                # Pyro takes no scale of zero; times the least number a log density is nothing
+                tiny = torch.finfo(X.dtype).tiny
+                with poutine.scale(scale=1.0 if sample_weight is None else sample_weight.clamp_min(tiny)):
                     fn = NormalMixture(weights, loc, precision, kind, observed=observed, num_rows=len(X))
                     pyro.sample("x", fn, obs=X)
                 return
@@ -218,7 +221,7 @@ class GaussianMixture(PyroModule):
     def _sample_precision(self, prior: Prior) -> Tensor:
         if self.covariance in ("full", "tied"):
             root = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(prior.scatter)))
-            fn: Any = dist.Wishart(prior.scatter.new_tensor(prior.df), scale_tril=root)
+            fn: Any = Wishart(prior.scatter.new_tensor(prior.df), scale_tril=root)
         else:
             fn = dist.Gamma(prior.scatter.new_tensor(prior.df / 2), prior.scatter / 2)
             fn = fn.to_event(1) if self.covariance == "diag" else fn
