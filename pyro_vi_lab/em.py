@@ -111,10 +111,10 @@ def em(
 
     Example:
         >>> from pyro_vi_lab.models import GaussianMixture
-        >>> X = torch.cat([torch.linspace(-1.0, 1.0, 21), torch.linspace(9.0, 11.0, 21)])[:, None]
+        >>> X = torch.cat([torch.linspace(4.0, 6.0, 21), torch.linspace(19.0, 21.0, 21)])[:, None]
         >>> fit = em(GaussianMixture(2).problem(X))
         >>> fit.point()["loc"][:, 0].sort().values.round(decimals=3).tolist()
-        [0.0, 10.0]
+        [5.0, 20.0]
     """
     model = mixture_of(problem, "em")
     _check(objective, init, num_restarts=num_restarts, max_steps=max_steps, tolerance=tolerance, reg_covar=reg_covar)

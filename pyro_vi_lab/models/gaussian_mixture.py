@@ -82,9 +82,8 @@ class GaussianMixture(PyroModule):
     Example:
         >>> model = GaussianMixture(2, mean_prior=[0.0, 0.0], covariance_prior=torch.eye(2))
         >>> X, _ = model.simulate(100, seed=0)
-        >>> model.problem(X)
-        Problem(GaussianMixture: latent weights (weights_dim_0), precision (component, column, column_2), loc \
-(component, column); discrete assignment (row); observed x (row, column))
+        >>> list(model.problem(X).sites)
+        ['weights', 'precision', 'loc', 'assignment', 'x']
     """
 
     def __init__(
