@@ -21,6 +21,7 @@ from pyro_vi_lab.coordinate_ascent import coordinate_ascent, natural_sweep
 from pyro_vi_lab.density import LogDensity
 from pyro_vi_lab.density_engine import Status
 from pyro_vi_lab.density_fit import fit_each
+from pyro_vi_lab.em import em
 from pyro_vi_lab.errors import LabError, LabWarning
 from pyro_vi_lab.explain import explain
 from pyro_vi_lab.export import to_arviz
@@ -54,6 +55,7 @@ __all__ = [
     "checks",
     "compare",
     "coordinate_ascent",
+    "em",
     "explain",
     "families",
     "fit",

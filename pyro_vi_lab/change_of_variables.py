@@ -80,16 +80,19 @@ def same_support(one: Any, other: Any) -> bool:
 
 def bijection(name: str, fn: Any) -> Any:
     """``biject_to(fn.support)``, with an error that names the site where there is none."""
-    if fn.support is constraints.positive_definite:
-        return ToPositiveDefinite()
     try:
-        return biject_to(fn.support)
+        return to_support(fn)
     except NotImplementedError as error:
         raise ModelError(
             f"site {name!r} ({distribution_name(fn)}) has support {fn.support}, for which torch has no bijection "
             "from the real numbers; register one with torch.distributions.biject_to, or write the site with another "
             "distribution"
         ) from error
+
+
+def to_support(fn: Any) -> Any:
+    """``biject_to(fn.support)``, of positive definite matrices too."""
+    return ToPositiveDefinite() if fn.support is constraints.positive_definite else biject_to(fn.support)
 
 
 def distribution_name(fn: Any) -> str:

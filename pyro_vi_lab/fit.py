@@ -10,13 +10,16 @@ from pyro.infer import ELBO
 from pyro.optim.optim import PyroOptim
 
 from pyro_vi_lab.conjugate_fit import SWEEPS, fit_conjugate
+from pyro_vi_lab.conjugate_mixture import fit_mixture
 from pyro_vi_lab.density_fit import MAX_KL, fit_density
 from pyro_vi_lab.errors import ArgumentError, unknown_name
 from pyro_vi_lab.fit_guide import is_a, is_over_family
 from pyro_vi_lab.fitted import Fit
 from pyro_vi_lab.flow_fit import fit_flow
 from pyro_vi_lab.guides import Conjugate, Flow, PointGuide
+from pyro_vi_lab.mixture_stream import fit_stream
 from pyro_vi_lab.mode_fit import fit_mode, fit_mode_of_batches
+from pyro_vi_lab.models import GaussianMixture
 from pyro_vi_lab.problem import Problem
 from pyro_vi_lab.program_fit import fit_program
 from pyro_vi_lab.second_order_fit import fit_batch_and_match, fit_fixed_draws
@@ -62,7 +65,8 @@ def fit(
 
     The guide ``"conjugate"`` goes by coordinate ascent with exact expectations
     (:mod:`pyro_vi_lab.coordinate_ascent`), whose bound never falls; ``CONVERGED`` means that a sweep changes nothing
-    more. ``"flow"`` starts from a fit of the full-rank normal (of the mean-field one for more than 512 dimensions),
+    more. That of a mixture of normals starts at clusters of its rows, of which ``num_restarts`` may ask for several.
+    ``"flow"`` starts from a fit of the full-rank normal (of the mean-field one for more than 512 dimensions),
     in whose coordinates it goes by stochastic gradients.
 
     Any other Pyro guide, and any guide of a problem with minibatches, goes by stochastic gradients of the captured
@@ -140,9 +144,19 @@ def fit(
     if is_a(guide, Conjugate) and not problem.subsamples and optim is None and objective is None:
         given = {"num_particles": num_particles, "max_kl": max_kl, "compile": compiled}
         _refuse(guide, "is fitted by coordinate ascent with exact expectations", **given)
+        if isinstance(problem.model, GaussianMixture) and not isinstance(guide, Conjugate):
+            sweeps = max_steps or SWEEPS
+            return fit_mixture(problem, num_restarts=num_restarts, seed=seed, max_steps=sweeps, lr=lr or 1.0)
         return fit_conjugate(
             problem, guide, num_restarts=num_restarts, seed=seed, max_steps=max_steps or SWEEPS, lr=lr or 1.0
         )
+    by_name = isinstance(guide, (str, type)) and is_a(guide, Conjugate) and optim is None and objective is None
+    if by_name and isinstance(problem.model, GaussianMixture) and problem.minibatch is not None:
+        given = {"num_particles": num_particles, "max_kl": max_kl, "compile": compiled, "lr": lr}
+        _refuse(guide, "of a mixture is fitted batch by batch with exact expectations", **given)
+        if num_restarts != 1:
+            raise ArgumentError(f"num_restarts={num_restarts}: a fit on batches of rows has one start")
+        return fit_stream(problem, seed=seed, max_steps=max_steps)
     if not is_over_family(guide) or problem.subsamples:
         _refuse(guide, "is fitted by stochastic gradients", max_kl=max_kl)
         # the mode of what is seen batch by batch: by stochastic gradients, like all else of that kind

@@ -13,7 +13,19 @@ PACKAGE = Path(__file__).parent.parent / "pyro_vi_lab"
 
 # From the bottom up. A name is a flat module or, ending in a slash, a folder.
 LAYERS = (
-    ("agreement", "arviz_bridge", "errors", "isolation", "positive_definite", "simplification"),
+    (
+        "agreement",
+        "arviz_bridge",
+        "errors",
+        "isolation",
+        "kmeans",
+        "labels",
+        "missing_moments",
+        "mixture_moments",
+        "mixture_prior",
+        "positive_definite",
+        "simplification",
+    ),
     ("c_builder", "c_emitter", "c_expressions", "c_library", "c_schedule"),
     ("c_operators/",),
     ("c_source",),
@@ -48,10 +60,12 @@ LAYERS = (
     (
         "batch_and_match",
         "conjugate_fit",
+        "conjugate_mixture",
         "coordinate_ascent",
         "density_engine",
         "density_fit",
         "density_stages",
+        "em",
         "expected_log_joint",
         "fit",
         "fit_epochs",
@@ -60,6 +74,9 @@ LAYERS = (
         "heavy_tails",
         "fit_progress",
         "fitted",
+        "mixture_bayes",
+        "mixture_fit",
+        "mixture_stream",
         "mode_fit",
         "natural_step",
         "nutpie_bridge",

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import biject_to
+
+from pyro_vi_lab.change_of_variables import to_support
 
 
 def init_to_origin(site: Any = None) -> Any:
@@ -21,7 +22,7 @@ def init_to_origin(site: Any = None) -> Any:
     if start is not None:
         return start.detach().clone()
     fn = site["fn"]
-    transform = biject_to(fn.support)
+    transform = to_support(fn)
     like = next((value for value in _tensors(fn) if value.is_floating_point()), torch.empty(0))
     value: Tensor = transform(torch.zeros(transform.inverse_shape(fn.shape()), dtype=like.dtype, device=like.device))
     value._pyro_custom_init = False  # type: ignore[attr-defined]  # Pyro's mark of a default start

@@ -13,11 +13,12 @@ import torch
 from pyro import poutine
 from pyro.distributions.util import sum_rightmost
 from pyro.infer.autoguide import AutoContinuous
+from pyro.infer.autoguide.utils import helpful_support_errors
 from pyro.ops.tensor_utils import periodic_repeat
 from torch import Tensor
 from torch.distributions import constraints, register_kl
 
-from pyro_vi_lab.change_of_variables import ChangeOfVariables, bijection, same_support
+from pyro_vi_lab.change_of_variables import ChangeOfVariables, bijection, same_support, to_support
 from pyro_vi_lab.errors import ModelError
 from pyro_vi_lab.guides.initialization import init_to_origin
 from pyro_vi_lab.guides.plates import check_rows_of_model, plates_for_call
@@ -67,7 +68,9 @@ class UnconstrainedGuide(AutoContinuous):
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         with model_on(self, active_rows()):
-            super()._setup_prototype(*args, **kwargs)
+            # not that of AutoContinuous, which knows no positive definite matrices
+            super(AutoContinuous, self)._setup_prototype(*args, **kwargs)
+        self._read_sites()
         try:
             by_row = self._rows_of_prototype(*args, **kwargs)
         except ModelError:
@@ -88,6 +91,17 @@ class UnconstrainedGuide(AutoContinuous):
             and not (name in by_row and differs_by_element(support))
             for name, support in run.supports.items()
         )
+
+    def _read_sites(self) -> None:
+        """Shapes on the unconstrained scale, and plates, as ``AutoContinuous`` keeps them."""
+        self._unconstrained_shapes, self._cond_indep_stacks = {}, {}
+        for name, site in self.prototype_trace.iter_stochastic_nodes():  # type: ignore[union-attr]
+            with helpful_support_errors(site):
+                self._unconstrained_shapes[name] = to_support(site["fn"]).inv(site["value"]).shape
+            self._cond_indep_stacks[name] = site["cond_indep_stack"]
+        self.latent_dim = sum(shape.numel() for shape in self._unconstrained_shapes.values())
+        if self.latent_dim == 0:
+            raise RuntimeError(f"{type(self).__name__} found no latent variables; use an empty guide instead")
 
     def _make_parameters(self, by_row: set[str]) -> None:
         """Make the parameters, once the sites are known; ``by_row`` are those of which the first run saw some rows."""

@@ -10,6 +10,7 @@ from pyro_vi_lab.models import (
     autoencoder,
     bayesian_network,
     eight_schools,
+    gaussian_mixture,
     hierarchical_regression,
     linear_regression,
     logistic_regression,
@@ -17,11 +18,13 @@ from pyro_vi_lab.models import (
     negative_binomial_regression,
     poisson_regression,
     robust_regression,
+    univariate_normal,
 )
 from pyro_vi_lab.models.autoencoder import VariationalAutoencoder
 from pyro_vi_lab.models.bayesian_network import BayesianNeuralNetwork
 from pyro_vi_lab.models.eight_schools import EightSchools
 from pyro_vi_lab.models.formula import regression
+from pyro_vi_lab.models.gaussian_mixture import GaussianMixture
 from pyro_vi_lab.models.hierarchical_regression import HierarchicalRegression
 from pyro_vi_lab.models.linear_regression import ExactPosterior, LinearRegression
 from pyro_vi_lab.models.logistic_regression import LogisticRegression
@@ -32,6 +35,7 @@ from pyro_vi_lab.models.poisson_regression import PoissonRegression
 from pyro_vi_lab.models.prediction import ClassPrediction, NormalPrediction
 from pyro_vi_lab.models.principal_components import ProbabilisticPCA, probabilistic_pca
 from pyro_vi_lab.models.robust_regression import RobustRegression
+from pyro_vi_lab.models.univariate_normal import NormalGammaPosterior, UnivariateNormal
 from pyro_vi_lab.problem import Problem
 
 
@@ -56,6 +60,9 @@ MODELS: dict[str, Example] = {
     ),
     "eight_schools": Example("effects of coaching in eight schools, non-centered", eight_schools.example),
     "eight_schools_centered": Example("the same, centered: a funnel", eight_schools.example_centered),
+    "gaussian_mixture": Example(
+        "mixture of three normals, full covariances: simulated, 150 rows", gaussian_mixture.example
+    ),
     "linear_regression": Example(
         "linear regression, unknown noise: diabetes progression, 442 patients, 10 covariates",
         linear_regression.example,
@@ -90,6 +97,9 @@ MODELS: dict[str, Example] = {
         "regression with intercepts and slopes by group: simulated, 240 rows, 12 groups",
         hierarchical_regression.example_simulated,
     ),
+    "univariate_normal": Example(
+        "normal data, unknown mean and precision: simulated, 50 rows", univariate_normal.example
+    ),
 }
 """Example problems by name; the data of some come with scikit-learn, the extra ``examples``."""
 
@@ -117,15 +127,18 @@ __all__ = [
     "EightSchools",
     "ExactPosterior",
     "Example",
+    "GaussianMixture",
     "HierarchicalRegression",
     "LinearRegression",
     "LogisticRegression",
     "MultinomialRegression",
     "NegativeBinomialRegression",
+    "NormalGammaPosterior",
     "NormalPrediction",
     "PoissonRegression",
     "ProbabilisticPCA",
     "RobustRegression",
+    "UnivariateNormal",
     "VariationalAutoencoder",
     "build",
     "picture_grid",

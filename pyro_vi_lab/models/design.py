@@ -65,7 +65,7 @@ def design(X: Any, y: Any, features: Sequence[str] | None = None) -> Design:
         ('dose',)
     """
     covariates, names = checked_covariates(X, features)
-    outcome = _tensor("y", y)
+    outcome = numeric("y", y)
     check_shapes(covariates, outcome)
     return Design(covariates, checked_rows("y", outcome), not_constant(covariates, names))
 
@@ -78,7 +78,7 @@ def checked_covariates(X: Any, features: Sequence[str] | None = None) -> tuple[T
         ArgumentError: As many names as columns are needed.
     """
     columns = [str(column) for column in X.columns] if hasattr(X, "columns") else None
-    covariates = _tensor("X", X)
+    covariates = numeric("X", X)
     check_shapes(covariates, None)
     names = tuple(features or columns or (f"x{i}" for i in range(covariates.shape[1])))
     if len(names) != covariates.shape[1]:
@@ -100,7 +100,7 @@ def checked_rows(name: str, values: Any, num_rows: int | None = None) -> Tensor:
     Raises:
         DataError: A shape that does not fit, or a value that is missing, infinite or not a number.
     """
-    tensor = _tensor(name, values)
+    tensor = numeric(name, values)
     if num_rows is not None and tensor.shape != (num_rows,):
         raise DataError(f"{name} has shape {tuple(tensor.shape)}; expected ({num_rows},), one value per row of X")
     bad = ~torch.isfinite(tensor)
@@ -225,7 +225,8 @@ def positive(**values: float) -> None:
             raise ArgumentError(f"{name} must be a positive number, got {value!r}")
 
 
-def _tensor(name: str, values: Any) -> Tensor:
+def numeric(name: str, values: Any) -> Tensor:
+    """Values as a float64 tensor; a DataError that names the column where they are no numbers."""
     for column in getattr(values, "columns", ()):
         if values[column].dtype.kind not in "biuf":
             raise DataError(

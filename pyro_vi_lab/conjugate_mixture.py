@@ -1,0 +1,162 @@
+"""Fit a mixture of normals by coordinate ascent, one pass over the rows for each sweep."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vi_lab.density_engine import Status
+from pyro_vi_lab.fitted import Fit
+from pyro_vi_lab.guides import Conjugate
+from pyro_vi_lab.isolation import model_run
+from pyro_vi_lab.mixture_bayes import Factors, divergence, expected_normals, families, started, sweep
+from pyro_vi_lab.mixture_fit import MixtureRows, rows_of, starts
+from pyro_vi_lab.mixture_prior import Prior
+from pyro_vi_lab.models import GaussianMixture
+from pyro_vi_lab.problem import Problem
+from pyro_vi_lab.program_fit import forget, instance_of, objective_of
+
+TOLERANCE = 1e-10
+"""Squared Fisher length of a sweep, or what all later ones may still gain, in nats, below which it has converged."""
+STALLED_SWEEPS, STALLED_LENGTH = 10, 1e-8
+"""Sweeps without a shorter step after which rounding is all that is left, where steps are as short as this."""
+SAME = 1e-3
+"""Nats between restarts that have found the same optimum."""
+
+
+class MixtureAscent(NamedTuple):
+    """What a coordinate ascent did.
+
+    Args:
+        factors: Where it ended, of rows with their mean at the origin.
+        elbo: The bound after each sweep and, at last, with the responsibilities of the last factors.
+        seconds: Since the start, at each.
+        converged: Whether the last sweep changed nothing.
+    """
+
+    factors: Factors
+    elbo: list[float]
+    seconds: list[float]
+    converged: bool
+
+
+def mixture_ascent(
+    rows: MixtureRows, factors: Factors, prior: Prior, *, max_sweeps: int, lr: float = 1.0, began: float | None = None
+) -> MixtureAscent:
+    """Sweep over rows and factors until nothing changes.
+
+    Args:
+        rows: The rows.
+        factors: Where to start.
+        prior: The prior, of rows with their mean at the origin.
+        max_sweeps: Most sweeps.
+        lr: Step size; 1 is coordinate ascent, whose bound never falls.
+        began: When the clock started; now if ``None``.
+    """
+    began = time.perf_counter() if began is None else began
+    elbo: list[float] = []
+    seconds: list[float] = []
+    best, since, converged = math.inf, 0, False
+    normals = expected_normals(factors, prior)
+    for _ in range(max_sweeps):
+        made = sweep(rows.moments(normals), normals, factors, prior, lr=lr)
+        factors, normals = made.factors, made.normals
+        elbo.append(float(made.elbo))
+        seconds.append(time.perf_counter() - began)
+        best, since = (made.length, 0) if made.length < best else (best, since + 1)
+        if (
+            _remaining(elbo) <= TOLERANCE
+            or made.length <= TOLERANCE
+            or (since >= STALLED_SWEEPS and best <= STALLED_LENGTH)
+        ):
+            converged = True
+            break
+    elbo.append(float(rows.moments(normals).log_likelihood - divergence(factors, normals, prior)))
+    seconds.append(time.perf_counter() - began)
+    return MixtureAscent(factors, elbo, seconds, converged)
+
+
+def _remaining(elbo: list[float]) -> float:
+    """What later sweeps may still gain, if each gains the same part of the one before; zero where rounding is left."""
+    if len(elbo) < 3:
+        return math.inf
+    before, last = elbo[-2] - elbo[-3], elbo[-1] - elbo[-2]
+    if abs(last) <= 4 * torch.finfo(torch.float64).eps * abs(elbo[-1]):
+        return 0.0
+    return last * last / (before - last) if 0 <= last < before else math.inf
+
+
+def fit_mixture(problem: Problem, *, num_restarts: int, seed: int, max_steps: int, lr: float) -> Fit:
+    """A fit of the guide ``"conjugate"`` of a :class:`GaussianMixture`; see :func:`pyro_vi_lab.fit`.
+
+    Starts at hard assignments of the rows to centers from k-means, where a guide at the prior would stay with all
+    components alike. Values that are missing are factors too, q(x missing | z), and the bound of
+    the history counts them. The guide has all sites but the assignments, of which ``GaussianMixture.responsibilities``
+    tells; so its :meth:`Fit.elbo`, with these summed out, is above that of the history.
+    """
+    began, model = time.perf_counter(), problem.model
+    assert isinstance(model, GaussianMixture)
+    rows = rows_of(problem)
+    prior = model.prior.like(rows.X).centered(rows.center)
+    ascents = [
+        mixture_ascent(rows, started(found, prior), prior, max_sweeps=max_steps, lr=lr, began=began)
+        for found in starts(rows, model, init="kmeans", num_restarts=num_restarts, seed=seed)
+    ]
+    ascents.sort(key=lambda one: -one.elbo[-1])
+    best = ascents[0]
+    guide = instance_of(problem, Conjugate)
+    assert isinstance(guide, Conjugate)
+    with model_run(seed=seed, dtype=problem.dtype, validate=False):
+        guide._setup_prototype(**problem.inputs)
+    put(guide, best.factors, prior, rows.center)
+    forget(guide)
+    statuses = tuple(Status.CONVERGED if one.converged else Status.OUT_OF_STEPS for one in ascents)
+    history = _history(ascents)
+    return Fit(
+        problem=problem,
+        method="conjugate",
+        guide=guide,
+        params=None,
+        statuses=statuses,
+        message=_message(ascents, max_steps),
+        num_steps=max(len(one.elbo) for one in ascents) - 1,
+        num_gradients=0,
+        seconds=time.perf_counter() - began,
+        seed=seed,
+        history={**history, "step_size": np.full(len(history["seconds"]), lr)},
+        objective=objective_of(problem, guide, None, None, "auto"),
+    )
+
+
+def put(guide: Conjugate, factors: Factors, prior: Prior, center: Tensor) -> None:
+    """Set the factors of a guide, with the means where the data are."""
+    for name, family in families(prior).items():
+        standard = family.standard(factors[name])
+        if name == "loc":
+            standard = {**standard, "loc": standard["loc"] + center}
+        guide.set_natural(name, family.from_standard(standard))
+
+
+def _message(ascents: list[MixtureAscent], max_steps: int) -> str:
+    best = ascents[0]
+    text = (
+        "converged: a sweep of exact updates changes nothing more"
+        if best.converged
+        else f"stopped after max_steps={max_steps} sweeps; the bound still rises: raise max_steps"
+    )
+    lower = [best.elbo[-1] - one.elbo[-1] for one in ascents[1:] if best.elbo[-1] - one.elbo[-1] > SAME]
+    failed = sum(not one.converged for one in ascents[1:])
+    text += f"; {failed} of {len(ascents)} restarts did not converge" if failed else ""
+    return text + (f"; {len(lower)} found a lower optimum, by {min(lower):.2g} nats or more" if lower else "")
+
+
+def _history(ascents: list[MixtureAscent]) -> dict[str, Any]:
+    number = max(len(one.elbo) for one in ascents)
+    elbo = np.array([one.elbo + one.elbo[-1:] * (number - len(one.elbo)) for one in ascents]).T
+    seconds = np.array([one.seconds + one.seconds[-1:] * (number - len(one.seconds)) for one in ascents]).max(0)
+    return {"negative_elbo": -(elbo[:, 0] if len(ascents) == 1 else elbo), "seconds": seconds}

@@ -1,0 +1,141 @@
+"""Coordinate ascent on moments of a mixture against the generic one, against scikit-learn and against exact posteriors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import pyro_vi_lab as vl
+from pyro_vi_lab.conjugate_mixture import mixture_ascent, put
+from pyro_vi_lab.coordinate_ascent import coordinate_ascent
+from pyro_vi_lab.guides import Conjugate
+from pyro_vi_lab.mixture_bayes import divergence, expected_normals, families, prior_factors, started
+from pyro_vi_lab.mixture_fit import rows_of, starts
+from pyro_vi_lab.mixture_moments import Covariance, Moments
+from pyro_vi_lab.models import GaussianMixture
+from tests.mixtures import KINDS, groups
+
+EACH = pytest.mark.parametrize("kind", KINDS)
+
+
+@pytest.fixture(autouse=True)
+def double() -> None:
+    torch.set_default_dtype(torch.float64)
+
+
+@EACH
+@pytest.mark.parametrize("weights", ["dirichlet", "dirichlet_process"])
+def test_sweeps_are_those_of_the_generic_coordinate_ascent(kind: Covariance, weights: str) -> None:
+    X = groups(30)
+    problem = GaussianMixture(3, covariance=kind, weights=weights, concentration=0.7).problem(X)
+    rows, model = rows_of(problem), problem.model
+    prior = model.prior.centered(rows.center)
+    start = started(starts(rows, model, init="kmeans", num_restarts=1, seed=0)[0], prior)
+    ours = mixture_ascent(rows, start, prior, max_sweeps=3)
+    guide = Conjugate(model)
+    guide._setup_prototype(X)
+    put(guide, start, prior, rows.center)
+    theirs = coordinate_ascent(problem, guide, max_sweeps=3)
+    np.testing.assert_allclose(ours.elbo[:3], theirs.elbo[1:], rtol=1e-10)
+    for name, family in families(prior).items():
+        for key, value in family.standard(guide.natural(name)).items():
+            shift: Tensor | float = rows.center if key == "loc" else 0.0
+            torch.testing.assert_close(family.standard(ours.factors[name])[key] + shift, value, rtol=1e-8, atol=1e-8)
+
+
+@EACH
+@pytest.mark.parametrize("what", ["all", "missing", "weighted"])
+def test_the_bound_never_falls(kind: Covariance, what: str) -> None:
+    X = groups(60)
+    options = {}
+    if what == "missing":
+        holes = torch.rand(X.shape, generator=torch.Generator().manual_seed(0)) < 0.2
+        X, options = torch.where(holes & ~holes.all(1, keepdim=True), torch.nan, X), {"missing": "marginalize"}
+    if what == "weighted":
+        options = {"sample_weight": torch.rand(60, generator=torch.Generator().manual_seed(0)) + 0.1}
+    problem = GaussianMixture(3, covariance=kind, weights="dirichlet_process").problem(X, **options)
+    rows = rows_of(problem)
+    prior = problem.model.prior.centered(rows.center)
+    start = started(starts(rows, problem.model, init="kmeans", num_restarts=1, seed=0)[0], prior)
+    elbo = np.array(mixture_ascent(rows, start, prior, max_sweeps=25).elbo)
+    assert (np.diff(elbo) >= -1e-10 * abs(elbo[0])).all()
+    assert elbo[-1] > elbo[0]
+
+
+def test_one_component_is_the_exact_evidence() -> None:
+    """With one component of one column q is p: the bound is that of the normal-gamma model."""
+    x = groups(25, dim=1, num_groups=1)
+    options = {"mean_prior": [1.0], "mean_precision": 0.5, "degrees_of_freedom": 5.0}
+    exact = vl.models.UnivariateNormal(
+        prior_loc=1.0, relative_precision=0.5, precision_shape=2.5, precision_rate=0.8
+    ).exact(x[:, 0])
+    for kind, scatter in {"full": [[1.6]], "diag": [1.6]}.items():
+        problem = GaussianMixture(1, covariance=kind, covariance_prior=scatter, **options).problem(x)
+        fit = vl.fit(problem, "conjugate", progress=False)
+        assert -fit.history["negative_elbo"][-1] == pytest.approx(exact.log_evidence, rel=1e-10)
+
+
+@EACH
+def test_nothing_is_learned_from_nothing(kind: Covariance) -> None:
+    prior = GaussianMixture(3, covariance=kind).problem(groups(30)).model.prior
+    factors = prior_factors(prior)
+    value = float(divergence(factors, expected_normals(factors, prior), prior))
+    # of tied and spherical covariances the means are independent of the precision, which the prior's are not
+    assert value == pytest.approx(0.0, abs=1e-10) if kind in ("full", "diag") else value > 0
+
+
+@EACH
+def test_the_fit_has_a_guide_and_a_posterior(kind: Covariance) -> None:
+    X = groups(60, apart=15.0)
+    problem = GaussianMixture(3, covariance=kind).problem(X)
+    fit = vl.fit(problem, "conjugate", num_restarts=2, progress=False)
+    assert fit.status is vl.Status.CONVERGED
+    assert fit.method == "conjugate"
+    assert len(fit.statuses) == 2
+    posterior = fit.posterior(20)
+    labels = problem.model.predict(problem.model.align(posterior), X)
+    assert len(set(zip(labels.tolist(), [i % 3 for i in range(60)], strict=True))) == 3
+    assert fit.guide.standard("weights")["concentration"].sum() == pytest.approx(63.0)
+
+
+def test_scikit_learn_with_the_same_priors_and_start() -> None:
+    """Of a Dirichlet process it has one stick more, which leaves a part of the weight to no component."""
+    mixture = pytest.importorskip("sklearn.mixture")
+    X, K = groups(200, dim=3, num_groups=4), 4
+    options = {"mean_prior": X.mean(0), "covariance_prior": torch.cov(X.T), "degrees_of_freedom": 4.0}
+    theirs = mixture.BayesianGaussianMixture(
+        n_components=K,
+        weight_concentration_prior_type="dirichlet_distribution",
+        weight_concentration_prior=0.3,
+        mean_precision_prior=0.6,
+        mean_prior=X.mean(0).numpy(),
+        degrees_of_freedom_prior=4.0,
+        covariance_prior=torch.cov(X.T).numpy(),
+        reg_covar=0.0,
+        tol=1e-13,
+        max_iter=500,
+        random_state=0,
+    ).fit(X.numpy())
+    problem = GaussianMixture(K, concentration=0.3, mean_precision=0.6, **options).problem(X)
+    rows = rows_of(problem)
+    prior = problem.model.prior.centered(rows.center)
+    # from the responsibilities at their end: ours must end there too
+    found = weighted(rows.X, torch.tensor(theirs.predict_proba(X.numpy())))
+    ours = mixture_ascent(rows, started(found, prior), prior, max_sweeps=500)
+    standard = families(prior)["loc"].standard(ours.factors["loc"])
+    covariances = torch.cholesky_inverse(standard["scale_tril"]) / standard["df"][:, None, None]
+    np.testing.assert_allclose(standard["loc"] + rows.center, theirs.means_, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(covariances, theirs.covariances_, rtol=1e-5, atol=1e-5)
+    own = families(prior)["weights"].standard(ours.factors["weights"])["concentration"]
+    np.testing.assert_allclose(own, theirs.weight_concentration_, rtol=1e-5)
+
+
+def weighted(X: Tensor, r: Tensor) -> Moments:
+    """Moments with given responsibilities."""
+    counts = r.sum(0)
+    means = r.mT @ X / counts[:, None]
+    apart = X[:, None] - means
+    covariances = torch.einsum("nk,nki,nkj->kij", r, apart, apart) / counts[:, None, None]
+    return Moments(counts, means, covariances, X.new_zeros(()))
