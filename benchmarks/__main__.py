@@ -9,24 +9,44 @@ from pathlib import Path
 
 from benchmarks import encoder, fits, report
 from benchmarks.natural_gradient import run
-from benchmarks.tables import autoencoder, bayesian_network, bbb, growth, race, sampling, svi, vae
+from benchmarks.tables import (
+    autoencoder,
+    bayesian_network,
+    bbb,
+    growth,
+    mixture,
+    race,
+    regression,
+    sampling,
+    svi,
+    vae,
+)
 from tests import posteriordb
 
-STUDIES = ("stops", "natural_gradient", "bbb", "encoder", "autoencoder", "bayesian_network")
+STUDIES = {
+    "bbb": bbb.main,
+    "encoder": encoder.main,
+    "mixture": mixture.main,
+    "regression": regression.main,
+    "autoencoder": autoencoder.main,
+    "bayesian_network": bayesian_network.main,
+}
+"""Studies that write a page of their own."""
 TABLES = {"fits": race, "nuts": sampling, "svi": svi, "vae": vae, "growth": growth}
 
 
 def main() -> int:
     """Write the tables; 0 if all could be made."""
+    names = [*TABLES, "stops", "natural_gradient", *STUDIES]
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("tables", nargs="*", choices=[*TABLES, *STUDIES], help="which tables; all if none is named")
+    parser.add_argument("tables", nargs="*", choices=names, help="which tables; all if none is named")
     parser.add_argument("--quick", action="store_true", help="a smoke run: the first problem, hardly any repeats")
     parser.add_argument("--out", type=Path, default=report.HERE, help="directory of the results")
     options = parser.parse_args()
     if posteriordb.directory() is None:
         print("the benchmarks need posteriordb's data and draws: set POSTERIORDB to their folder", file=sys.stderr)
         return 2
-    chosen = options.tables or [*TABLES, *STUDIES]
+    chosen = options.tables or names
     results = report.load(options.out)
     for name, module in TABLES.items():
         if name not in chosen:
@@ -41,14 +61,9 @@ def main() -> int:
         fits.main()
     if "natural_gradient" in chosen:
         run.main(options.out, quick=options.quick)
-    if "bbb" in chosen:
-        bbb.main(options.out, quick=options.quick)
-    if "encoder" in chosen:
-        encoder.main(options.out, quick=options.quick)
-    if "autoencoder" in chosen:
-        autoencoder.main(options.out, quick=options.quick)
-    if "bayesian_network" in chosen:
-        bayesian_network.main(options.out, quick=options.quick)
+    for name, study in STUDIES.items():
+        if name in chosen:
+            study(options.out, quick=options.quick)
     return 0
 
 
