@@ -215,7 +215,7 @@ def test_refusals() -> None:
         quick(problem, "low_rank")
     with pytest.raises(ArgumentError, match="take more than 12, or the guide 'mean_field'"):
         quick(problem, "full_rank", num_particles=10)
-    with pytest.raises(ArgumentError, match="lr is for guides"):
+    with pytest.raises(ArgumentError, match="for which lr has no meaning"):
         quick(problem, lr=0.1)
     with pytest.raises(ArgumentError, match="for guides over a family and problems that see all rows at once"):
         vl.fit(vl.Problem(logistic, *problem.args, minibatch=10), optim="fixed_draws")

@@ -652,9 +652,9 @@ def test_momentum_averages_natural_gradients() -> None:
         optimizer = vl.NaturalGradient(guide, lr=0.1, momentum=momentum)
         svi = SVI(gaussian_model, guide, optimizer, Trace_ELBO(num_particles=4))
         locs = []
-        for step in range(600):
+        for step in range(200):
             svi.step()
-            if step >= 200:
+            if step >= 60:
                 locs.append(guide.params.loc / torch.tensor([0.5, 2.0]))
         moves = torch.stack(locs).diff(dim=0)
         return float(moves.square().mean())

@@ -59,7 +59,8 @@ def test_pins_fit_every_build_of_a_version() -> None:
 def test_third_party_imports_are_declared() -> None:
     providers = metadata.packages_distributions()
     allowed = {canonicalize_name(r.name) for r in declared(extras=False)}
-    allowed |= {canonicalize_name(Requirement(r).name) for r in PROJECT["optional-dependencies"]["examples"]}
+    for extra in ("examples", "formula"):
+        allowed |= {canonicalize_name(Requirement(r).name) for r in PROJECT["optional-dependencies"][extra]}
     undeclared = set()
     for path in (ROOT / "pyro_vi_lab").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -11,7 +11,15 @@ needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C compiler")
 
 
 @needs_compiler
-@pytest.mark.parametrize("guide", [name for name in vl.guides.FAMILY_GUIDES if name not in ("low_rank", "mixture")])
+@pytest.mark.parametrize(
+    "guide",
+    [
+        # normal noise in the fast tests: the step of the others is many operators, which take half a minute to compile
+        pytest.param(name, marks=() if name in ("mean_field", "full_rank") else pytest.mark.slow)
+        for name in vl.guides.FAMILY_GUIDES
+        if name not in ("low_rank", "mixture")
+    ],
+)
 @pytest.mark.parametrize("num_restarts", [1, 3])
 def test_a_whole_step_is_the_same_step(guide: str, num_restarts: int) -> None:
     """Up to rounding: the same draws, decisions, number of steps and parameters as step by step."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas
 import torch
 from torch import Tensor
 
@@ -23,6 +22,9 @@ from pyro_vi_lab.models.poisson_regression import PoissonRegression
 from pyro_vi_lab.models.regression import Binding, Regression, Rows
 from pyro_vi_lab.models.robust_regression import RobustRegression
 from pyro_vi_lab.problem import Problem
+
+if TYPE_CHECKING:
+    import pandas
 
 FAMILIES: dict[str, Callable[[], Regression]] = {
     "gaussian": LinearRegression,
@@ -66,6 +68,7 @@ def regression(
         DataError: The data do not fit; the message names the row or the column.
 
     Example:
+        >>> import pandas
         >>> frame = pandas.DataFrame({"y": [1.0, 2.0, 4.0, 3.0], "dose": [0.0, 1.0, 3.0, 2.0]})
         >>> regression("y ~ dose", frame, standardize=False)
         Problem(LinearRegression: latent precision, intercept, beta (feature); deterministic sigma; observed y (row))
@@ -103,6 +106,8 @@ class FormulaDesign:
     def __init__(self, formula: str, data: pandas.DataFrame) -> None:
         if not isinstance(formula, str):
             raise ArgumentError(f"formula must be a string such as 'y ~ x', got {type(formula).__name__}")
+        import pandas  # which takes a while
+
         if not isinstance(data, pandas.DataFrame):
             raise ArgumentError(f"data must be a pandas DataFrame, got {type(data).__name__}")
         try:
@@ -238,7 +243,7 @@ def _check_columns(formula: str, data: Any, names: list[str]) -> None:
                 f"the formula {formula!r} names {name!r}, which is no column of the data: {hint}Columns: "
                 f"{', '.join(known)}"
             )
-        missing = np.flatnonzero(pandas.isna(data[name]))
+        missing = np.flatnonzero(data[name].isna())
         if len(missing):
             raise DataError(
                 f"column {name!r} has {len(missing)} missing value(s), the first in row {missing[0]}; remove or impute "

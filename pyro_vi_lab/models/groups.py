@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas
 import pyro
 import pyro.distributions as dist
 import torch
@@ -192,6 +191,8 @@ def _labels(name: str, values: Any, num_rows: int) -> list[Any]:
     if array.shape != (num_rows,):
         raise DataError(f"the groups {name!r} have shape {array.shape}; expected ({num_rows},), one label per row of X")
     labels: list[Any] = array.tolist()
+    import pandas  # which takes a while
+
     missing = np.flatnonzero(pandas.isna(array))
     if len(missing):
         raise DataError(f"the group {name!r} of row {missing[0]} is missing; remove such rows")

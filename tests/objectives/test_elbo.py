@@ -244,7 +244,7 @@ def test_vectorized_particles() -> None:
     for kind in ("stl", "reparam"):
         at_once = vl.ELBO(num_particles=50, gradient=kind, vectorize_particles=True, max_plate_nesting=1)
         many = gradients(at_once, model, guide, Y, num=20)
-        single = gradients(vl.ELBO(gradient=kind), model, guide, Y, num=300)
+        single = gradients(vl.ELBO(gradient=kind), model, guide, Y, num=150)
         error = (many.var(0) / len(many) + single.var(0) / len(single)).sqrt()
         assert ((many.mean(0) - single.mean(0)).abs() <= STANDARD_ERRORS * error).all()
 
@@ -269,7 +269,7 @@ def test_subsampling_leaves_values_and_gradients_unbiased() -> None:
     for kind in ("stl", "reparam"):
         elbo = vl.ELBO(gradient=kind)
         part, whole = (
-            gradients(elbo, local_model, local_guide, Y, size, num=num) for size, num in ((2, 600), (None, 200))
+            gradients(elbo, local_model, local_guide, Y, size, num=num) for size, num in ((2, 300), (None, 100))
         )
         error = (part.var(0) / len(part) + whole.var(0) / len(whole)).sqrt()
         assert ((part.mean(0) - whole.mean(0)).abs() <= STANDARD_ERRORS * error).all()
