@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -109,12 +110,7 @@ def fit_mixture(problem: Problem, *, num_restarts: int, seed: int, max_steps: in
     ]
     ascents.sort(key=lambda one: -one.elbo[-1])
     best = ascents[0]
-    guide = instance_of(problem, Conjugate)
-    assert isinstance(guide, Conjugate)
-    with model_run(seed=seed, dtype=problem.dtype, validate=False):
-        guide._setup_prototype(**problem.inputs)
-    put(guide, best.factors, prior, rows.center)
-    forget(guide)
+    guide = guide_at(problem, best.factors, prior, rows.center, problem.inputs, seed=seed)
     statuses = tuple(Status.CONVERGED if one.converged else Status.OUT_OF_STEPS for one in ascents)
     history = _history(ascents)
     return Fit(
@@ -131,6 +127,19 @@ def fit_mixture(problem: Problem, *, num_restarts: int, seed: int, max_steps: in
         history={**history, "step_size": np.full(len(history["seconds"]), lr)},
         objective=objective_of(problem, guide, None, None, "auto"),
     )
+
+
+def guide_at(
+    problem: Problem, factors: Factors, prior: Prior, center: Tensor, inputs: Mapping[str, Any], *, seed: int
+) -> Conjugate:
+    """A guide with these factors; ``inputs`` are rows for its first run."""
+    guide = instance_of(problem, Conjugate)
+    assert isinstance(guide, Conjugate)
+    with model_run(seed=seed, dtype=problem.dtype, validate=False):
+        guide._setup_prototype(**inputs)
+    put(guide, factors, prior, center)
+    forget(guide)
+    return guide
 
 
 def put(guide: Conjugate, factors: Factors, prior: Prior, center: Tensor) -> None:

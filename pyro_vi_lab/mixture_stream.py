@@ -22,16 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vi_lab.conjugate_mixture import mixture_ascent, put
+from pyro_vi_lab.conjugate_mixture import guide_at, mixture_ascent
 from pyro_vi_lab.density_engine import Status
 from pyro_vi_lab.errors import ArgumentError
 from pyro_vi_lab.fitted import Fit
-from pyro_vi_lab.guides import Conjugate
-from pyro_vi_lab.isolation import model_run
 from pyro_vi_lab.mixture_bayes import divergence, expected_normals, started, updated
 from pyro_vi_lab.mixture_fit import MixtureRows, mixture_of, starts
 from pyro_vi_lab.problem import Problem
-from pyro_vi_lab.program_fit import forget, instance_of, objective_of
+from pyro_vi_lab.program_fit import objective_of
 
 BLOCKS = 64
 """Pieces of neighboring rows in a batch: rows on disk are often in an order that means something."""
@@ -98,12 +96,7 @@ def fit_stream(
                 status = Status.CONVERGED
                 break
             pass_began = len(elbo)
-    guide = instance_of(problem, Conjugate)
-    assert isinstance(guide, Conjugate)
-    with model_run(seed=seed, dtype=problem.dtype, validate=False):
-        guide._setup_prototype(X=first.X[:2])
-    put(guide, factors, prior, first.center)
-    forget(guide)
+    guide = guide_at(problem, factors, prior, first.center, {"X": first.X[:2]}, seed=seed)
     still = "the bound no longer moves by more than its noise from batch to batch"
     return Fit(
         problem=problem,
