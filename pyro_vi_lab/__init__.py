@@ -15,6 +15,7 @@ Example:
 """
 
 from pyro_vi_lab import checks, families, guides, models
+from pyro_vi_lab.callbacks import Callback
 from pyro_vi_lab.captured import Captured
 from pyro_vi_lab.compare import Comparison, compare
 from pyro_vi_lab.coordinate_ascent import coordinate_ascent, natural_sweep
@@ -33,12 +34,14 @@ from pyro_vi_lab.nuts import nuts
 from pyro_vi_lab.objectives import ELBO, IWAE, PerSiteELBO, RenyiELBO
 from pyro_vi_lab.posterior import Posterior
 from pyro_vi_lab.problem import Problem
+from pyro_vi_lab.tensorboard import TensorBoard
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ELBO",
     "IWAE",
+    "Callback",
     "Captured",
     "Comparison",
     "Fit",
@@ -52,6 +55,7 @@ __all__ = [
     "Problem",
     "RenyiELBO",
     "Status",
+    "TensorBoard",
     "checks",
     "compare",
     "coordinate_ascent",

@@ -89,7 +89,7 @@ def batch_and_match(
     num_particles: int | None,
     max_steps: int,
     generator: torch.Generator,
-    on_step: Callable[[int, Round], None],
+    on_step: Callable[[int, Round], bool | None],
 ) -> Match:
     r"""Run until q no longer moves but for noise, and the mean over that noise is quiet.
 
@@ -106,7 +106,7 @@ def batch_and_match(
         num_particles: Draws per batch; chosen from D if ``None``.
         max_steps: Most steps.
         generator: Source of the draws.
-        on_step: Called with the number and the record of each step.
+        on_step: Called with the number and the record of each step; the run ends where it returns ``True``.
     """
     dim, clock = start.loc.shape[-1], time.perf_counter()
     size = num_particles or max(MIN_BATCH, BATCH_PER_DIMENSION * dim)
@@ -129,14 +129,14 @@ def batch_and_match(
 
     params, batch = start, drawn(start)
     rounds = [Round(batch.negative_elbo, batch.divergence, 0.0, 0.0, time.perf_counter() - clock)]
-    on_step(0, rounds[0])
+    stopped = on_step(0, rounds[0])
     gradients, rejected, averaged = size, 0, 0
     boldness = 1.0
     way: list[tuple[float, Params]] = []  # the steps since the last change of the learning rate
     noise, earlier = math.inf, params
     status = Status.OUT_OF_STEPS if math.isfinite(batch.divergence) else Status.DIVERGED
     for step in range(1, max_steps + 1):
-        if status is not Status.OUT_OF_STEPS:
+        if status is not Status.OUT_OF_STEPS or stopped:
             break
         rate = 1 / averaged if averaged else boldness * size * dim
         proposal = matched(family, params, batch, rate)
@@ -149,11 +149,12 @@ def batch_and_match(
             boldness /= 4
             rounds.append(rounds[-1]._replace(kl=0.0, step_size=rate, seconds=time.perf_counter() - clock))
             status = Status.DIVERGED if rejected > REJECTIONS else status
+            stopped = on_step(step, rounds[-1])
             continue
         kl = float(family.kl(proposal, params))
         params, batch, rejected, boldness = proposal, new, 0, min(MAX_BOLDNESS, 2 * boldness)
         rounds.append(Round(new.negative_elbo, new.divergence, kl, rate, time.perf_counter() - clock))
-        on_step(step, rounds[-1])
+        stopped = on_step(step, rounds[-1])
         if float(params.loc.abs().max()) > MAX_SIZE or float(params.scale.abs().max()) > MAX_SIZE:
             status = Status.DIVERGED
         elif kl < exact and boldness >= 1:

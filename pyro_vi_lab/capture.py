@@ -28,6 +28,7 @@ from pyro_vi_lab.agreement import agrees
 from pyro_vi_lab.errors import CaptureError, CompileError
 from pyro_vi_lab.isolation import default_dtype
 from pyro_vi_lab.native import LANES, NativeFunction, compile_native, compiler, say_no_compiler
+from pyro_vi_lab.phases import phase
 from pyro_vi_lab.simplification import draws, simplified
 from pyro_vi_lab.user_errors import is_indefinite, user_line
 
@@ -235,7 +236,8 @@ def traced_module(function: Function, example: Sequence[Tensor]) -> GraphModule:
             line.
     """
     try:
-        return make_fx(function, decomposition_table=_decompositions())(*example)
+        with phase("capturing the model"):
+            return make_fx(function, decomposition_table=_decompositions())(*example)
     except CaptureError:
         raise
     except Exception as error:

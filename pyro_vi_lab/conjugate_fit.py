@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pyro_vi_lab.callbacks import Watch
 from pyro_vi_lab.coordinate_ascent import coordinate_ascent
 from pyro_vi_lab.density_engine import Status
 from pyro_vi_lab.errors import ArgumentError, FitError, ModelError
@@ -22,7 +23,9 @@ TOLERANCE = 1e-10
 """Squared Fisher length of a sweep, in nats, below which it has converged."""
 
 
-def fit_conjugate(problem: Problem, guide: Any, *, num_restarts: int, seed: int, max_steps: int, lr: float) -> Fit:
+def fit_conjugate(
+    problem: Problem, guide: Any, *, num_restarts: int, seed: int, max_steps: int, lr: float, watch: Watch
+) -> Fit:
     """See :func:`pyro_vi_lab.fit`; a guide that was given as an instance is changed.
 
     Raises:
@@ -33,7 +36,16 @@ def fit_conjugate(problem: Problem, guide: Any, *, num_restarts: int, seed: int,
     began, made = time.perf_counter(), instance_of(problem, guide)
     assert isinstance(made, Conjugate)
     try:
-        ascent = coordinate_ascent(problem, made, lr=lr, max_sweeps=max_steps, tolerance=TOLERANCE)
+        ascent = coordinate_ascent(
+            problem,
+            made,
+            lr=lr,
+            max_sweeps=max_steps,
+            tolerance=TOLERANCE,
+            on_sweep=lambda sweep, elbo, seconds: watch(
+                sweep, lambda: {"negative_elbo": -elbo, "step_size": lr, "seconds": seconds}
+            ),
+        )
         elbo, seconds = ascent.elbo.detach().cpu().double().numpy(), np.array(ascent.seconds)
         status = Status.CONVERGED if ascent.converged else Status.OUT_OF_STEPS
         message = (

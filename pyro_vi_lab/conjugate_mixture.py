@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vi_lab.callbacks import Watch
 from pyro_vi_lab.density_engine import Status
 from pyro_vi_lab.fitted import Fit
 from pyro_vi_lab.guides import Conjugate
@@ -47,7 +49,14 @@ class MixtureAscent(NamedTuple):
 
 
 def mixture_ascent(
-    rows: MixtureRows, factors: Factors, prior: Prior, *, max_sweeps: int, lr: float = 1.0, began: float | None = None
+    rows: MixtureRows,
+    factors: Factors,
+    prior: Prior,
+    *,
+    max_sweeps: int,
+    lr: float = 1.0,
+    began: float | None = None,
+    on_sweep: Callable[[int, float, float], bool | None] = lambda sweep, elbo, seconds: None,
 ) -> MixtureAscent:
     """Sweep over rows and factors until nothing changes.
 
@@ -58,13 +67,15 @@ def mixture_ascent(
         max_sweeps: Most sweeps.
         lr: Step size; 1 is coordinate ascent, whose bound never falls.
         began: When the clock started; now if ``None``.
+        on_sweep: Called with the number of each sweep, the bound and the seconds; the ascent ends where it returns
+            ``True``.
     """
     began = time.perf_counter() if began is None else began
     elbo: list[float] = []
     seconds: list[float] = []
     best, since, converged = math.inf, 0, False
     normals = expected_normals(factors, prior)
-    for _ in range(max_sweeps):
+    for number in range(1, max_sweeps + 1):
         made = sweep(rows.moments(normals), normals, factors, prior, lr=lr)
         factors, normals = made.factors, made.normals
         elbo.append(float(made.elbo))
@@ -76,6 +87,8 @@ def mixture_ascent(
             or (since >= STALLED_SWEEPS and best <= STALLED_LENGTH)
         ):
             converged = True
+            break
+        if on_sweep(number, elbo[-1], seconds[-1]):
             break
     elbo.append(float(rows.moments(normals).log_likelihood - divergence(factors, normals, prior)))
     seconds.append(time.perf_counter() - began)
@@ -92,7 +105,7 @@ def _remaining(elbo: list[float]) -> float:
     return last * last / (before - last) if 0 <= last < before else math.inf
 
 
-def fit_mixture(problem: Problem, *, num_restarts: int, seed: int, max_steps: int, lr: float) -> Fit:
+def fit_mixture(problem: Problem, *, num_restarts: int, seed: int, max_steps: int, lr: float, watch: Watch) -> Fit:
     """A fit of the guide ``"conjugate"`` of a :class:`GaussianMixture`; see :func:`pyro_vi_lab.fit`.
 
     Starts at hard assignments of the rows to centers from k-means, where a guide at the prior would stay with all
@@ -105,8 +118,16 @@ def fit_mixture(problem: Problem, *, num_restarts: int, seed: int, max_steps: in
     rows = rows_of(problem)
     prior = model.prior.like(rows.X).centered(rows.center)
     ascents = [
-        mixture_ascent(rows, started(found, prior), prior, max_sweeps=max_steps, lr=lr, began=began)
-        for found in starts(rows, model, init="kmeans", num_restarts=num_restarts, seed=seed)
+        mixture_ascent(
+            rows,
+            started(found, prior),
+            prior,
+            max_sweeps=max_steps,
+            lr=lr,
+            began=began,
+            on_sweep=partial(_tell, watch, restart, lr),
+        )
+        for restart, found in enumerate(starts(rows, model, init="kmeans", num_restarts=num_restarts, seed=seed))
     ]
     ascents.sort(key=lambda one: -one.elbo[-1])
     best = ascents[0]
@@ -127,6 +148,11 @@ def fit_mixture(problem: Problem, *, num_restarts: int, seed: int, max_steps: in
         history={**history, "step_size": np.full(len(history["seconds"]), lr)},
         objective=objective_of(problem, guide, None, None, "auto"),
     )
+
+
+def _tell(watch: Watch, restart: int, lr: float, sweep: int, elbo: float, seconds: float) -> bool:
+    row = {"negative_elbo": -elbo, "step_size": lr, "seconds": seconds, "restart": restart}
+    return watch(sweep, lambda: row)
 
 
 def guide_at(

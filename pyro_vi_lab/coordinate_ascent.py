@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -67,7 +67,13 @@ class Ascent(NamedTuple):
 
 
 def coordinate_ascent(
-    problem: Problem, guide: Conjugate, *, lr: float = 1.0, max_sweeps: int = 1000, tolerance: float = 1e-18
+    problem: Problem,
+    guide: Conjugate,
+    *,
+    lr: float = 1.0,
+    max_sweeps: int = 1000,
+    tolerance: float = 1e-18,
+    on_sweep: Callable[[int, float, float], bool | None] = lambda sweep, elbo, seconds: None,
 ) -> Ascent:
     r"""Fit a guide of exponential families by coordinate ascent with exact expectations; its parameters are changed.
 
@@ -81,6 +87,8 @@ def coordinate_ascent(
         max_sweeps: Most sweeps over all sites.
         tolerance: Squared Fisher length of a sweep's steps, in nats, below which it has converged; rounding of large
             data ends it before.
+        on_sweep: Called with the number of each sweep, from 0 for the start, the ELBO and the seconds since the
+            start; the ascent ends where it returns ``True``.
 
     Returns:
         The history of the ELBO.
@@ -121,11 +129,14 @@ def coordinate_ascent(
         design = planned(joint).design(joint)
         history, best, since = [elbo(joint, design)], math.inf, 0
         seconds = [time.perf_counter() - began]
-        converged = False
-        for _ in range(max_sweeps):
+        converged, stopped = False, on_sweep(0, float(history[0]), seconds[0])
+        for number in range(1, max_sweeps + 1):
+            if stopped:
+                break
             step = sweep(joint, design, lr=lr)
             history.append(elbo(joint, design))
             seconds.append(time.perf_counter() - began)
+            stopped = on_sweep(number, float(history[-1]), seconds[-1])
             best, since = (step, 0) if step < best else (best, since + 1)
             if step <= tolerance or (since >= STALLED_SWEEPS and best <= STALLED_STEP):
                 converged = True

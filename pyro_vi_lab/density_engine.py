@@ -90,7 +90,7 @@ def ascend(
     num_particles: int | None,
     max_steps: int,
     generator: torch.Generator,
-    on_step: Callable[[int, Record], None],
+    on_step: Callable[[int, Record], bool | None],
     compile: Compile = "auto",
     max_particles: int = MAX_PARTICLES,
 ) -> Result:
@@ -105,7 +105,7 @@ def ascend(
         num_particles: Particles at the start, of each part of the family; chosen from D if ``None``.
         max_steps: Most steps.
         generator: Source of all randomness.
-        on_step: Called with the number and the record of each step.
+        on_step: Called with the number and the record of each step; the ascent ends where it returns ``True``.
         compile: ``True`` makes whole steps one graph and machine code of it, ``"auto"`` the gradient of many fits.
         max_particles: Most particles, where a rough optimum will do; never fewer than at the start.
     """
@@ -131,13 +131,13 @@ def ascend(
     gradients = particles * parts * num_fits
     zero = torch.zeros_like(whole.radius)
     records = [_record(whole, Report(zero, zero, zero > 0), particles, clock)]
-    on_step(0, records[0])
+    stopped = on_step(0, records[0])
     index: Tensor | None = None  # the fits that go on; all of them as long as that is more than half
     state = whole
     for step in range(1, max_steps + 1):
         status = state.status.tolist()
         active = [i for i, one in enumerate(status) if one == ACTIVE]
-        if not active:
+        if not active or stopped:
             break
         if 2 * len(active) <= len(status):
             whole = _put(whole, index, state)
@@ -151,7 +151,7 @@ def ascend(
             report = Report(*(value.new_zeros(num_fits).index_put((index,), value) for value in report))
         whole = _put(whole, index, state)
         records.append(_record(whole, report, particles, clock))
-        on_step(step, records[-1])
+        stopped = on_step(step, records[-1])
         if particles < most and 2 * int(report.noisy.sum()) > len(active):
             particles = min(4 * particles, most)
     ends = [_STATUS[one] for one in whole.status.tolist()]

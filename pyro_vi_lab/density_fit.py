@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyro_vi_lab.callbacks import Watch
 from pyro_vi_lab.density import LogDensity
 from pyro_vi_lab.density_batch import DensityBatch
 from pyro_vi_lab.density_engine import Record, Result, Status, ascend
@@ -47,7 +48,7 @@ def fit_density(
     num_restarts: int,
     seed: int,
     max_steps: int,
-    progress: bool,
+    watch: Watch,
     compile: Compile,
 ) -> Fit:
     """See :func:`pyro_vi_lab.fit`."""
@@ -61,7 +62,7 @@ def fit_density(
     # a guide that has parameters says where to start, a class or a new guide starts anywhere
     in_stages = not (isinstance(guide, FamilyGuide) and guide.has_params)
     settings = _Settings(lr, max_kl, num_particles, max_steps, generator, compile, in_stages)
-    result = _ascended(density, made.family, start, settings, f"{name} fit of {problem.name}" if progress else "")
+    result = _ascended(density, made.family, start, settings, watch)
     restarts = list(range(num_restarts))
     return _fit_of(problem, name, made, result, restarts, max_steps=max_steps, seed=seed, began=began)
 
@@ -130,8 +131,8 @@ def fit_each(
     # a guide that has parameters says where to start, a class or a new guide starts anywhere
     in_stages = not (isinstance(guide, FamilyGuide) and guide.has_params)
     settings = _Settings(lr, max_kl, num_particles, max_steps, generator, compile, in_stages)
-    title = f"{len(problems)} {name} fits of {problem.name}"
-    result = _ascended(batch, made.family, start, settings, title if progress else "")
+    with fit_progress(progress, f"{len(problems)} {name} fits of {problem.name}") as line:
+        result = _ascended(batch, made.family, start, settings, Watch(line))
     return [
         _fit_of(one, name, made.twin(), result, [r], max_steps=max_steps, seed=seed, began=began)
         for r, one in enumerate(problems)
@@ -149,23 +150,26 @@ class _Settings(NamedTuple):
 
 
 def _ascended(
-    density: LogDensity | DensityBatch, family: Family, start: Params, settings: _Settings, title: str
+    density: LogDensity | DensityBatch, family: Family, start: Params, settings: _Settings, watch: Watch
 ) -> Result:
-    with (
-        threads(num_threads(density)),
-        fit_progress(bool(title), title, settings.max_steps) as show,
-    ):
+    with threads(num_threads(density)):
         options = settings._asdict()
         run = ascend_in_stages if options.pop("in_stages") else ascend
         return run(
             density,
             family,
             start,
-            on_step=lambda step, record: show(
-                step, float(record.negative_elbo.min()), f"{record.num_particles} particles"
-            ),
+            on_step=lambda step, record: watch(step, lambda: _row(record)),
             **options,
         )
+
+
+def _row(record: Record) -> dict[str, float]:
+    """The best of the restarts."""
+    best = int(torch.nan_to_num(record.negative_elbo, nan=math.inf).argmin())
+    names = ("negative_elbo", "gap", "step_size", "kl")
+    values = {name: float(getattr(record, name)[best]) for name in names}
+    return {**values, "num_particles": record.num_particles, "seconds": record.seconds}
 
 
 def _fit_of(

@@ -39,7 +39,7 @@ def ascend_in_stages(
     *,
     max_steps: int,
     generator: torch.Generator,
-    on_step: Callable[[int, Record], None],
+    on_step: Callable[[int, Record], bool | None],
     **settings: Any,
 ) -> Result:
     """Maximize the ELBO by way of the family's precursor, from whose optimum this one's is near.
@@ -50,7 +50,7 @@ def ascend_in_stages(
         start: Where each fit starts.
         max_steps: Most steps, of all stages together.
         generator: Source of all randomness.
-        on_step: Called with the number and the record of each step.
+        on_step: Called with the number and the record of each step; every stage ends where it returns ``True``.
         **settings: As of :func:`~pyro_vi_lab.density_engine.ascend`.
     """
     settings["generator"] = generator
@@ -84,7 +84,7 @@ def _searched(
     precursor: Family,
     start: Params,
     max_steps: int,
-    on_step: Callable[[int, Record], None],
+    on_step: Callable[[int, Record], bool | None],
     settings: dict[str, Any],
 ) -> tuple[Result, Params]:
     """Fits of the precursor from several places, and the member that they make."""

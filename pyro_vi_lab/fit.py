@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pyro.infer import ELBO
 from pyro.optim.optim import PyroOptim
 
+from pyro_vi_lab.callbacks import Callback, Watch, checked
 from pyro_vi_lab.conjugate_fit import SWEEPS, fit_conjugate
 from pyro_vi_lab.conjugate_mixture import fit_mixture
 from pyro_vi_lab.density_fit import MAX_KL, fit_density
 from pyro_vi_lab.errors import ArgumentError, unknown_name
 from pyro_vi_lab.fit_guide import is_a, is_over_family
+from pyro_vi_lab.fit_progress import fit_progress
 from pyro_vi_lab.fitted import Fit
 from pyro_vi_lab.flow_fit import fit_flow
 from pyro_vi_lab.guides import Conjugate, Flow, PointGuide
@@ -21,7 +23,7 @@ from pyro_vi_lab.mixture_stream import fit_stream
 from pyro_vi_lab.mode_fit import fit_mode, fit_mode_of_batches
 from pyro_vi_lab.models import GaussianMixture
 from pyro_vi_lab.problem import Problem
-from pyro_vi_lab.program_fit import fit_program
+from pyro_vi_lab.program_fit import fit_program, name_of
 from pyro_vi_lab.second_order_fit import fit_batch_and_match, fit_fixed_draws
 from pyro_vi_lab.tiers import Compile, check_compile
 
@@ -50,6 +52,7 @@ def fit(
     max_steps: int | None = None,
     progress: bool = True,
     compile: Compile = "auto",
+    callbacks: Sequence[Callback] = (),
 ) -> Fit:
     r"""Fit a guide by natural gradient ascent of the ELBO; stops by itself.
 
@@ -97,10 +100,11 @@ def fit(
         seed: Seed of all randomness.
         max_steps: Most steps; by default 500, 200 of a mode and of fixed draws, 2000 of batch and match, and 50,000 of
             the second kind of fit.
-        progress: Show a progress line on a terminal when the work takes long.
+        progress: Show a progress line on a terminal or in a notebook when the work takes long.
         compile: Whether graphs are compiled. ``True``: all, and of a fit by natural gradients the whole step, kept for
             later fits of the problem; ``False``: none. ``"auto"``: where it pays, which is with many restarts, and in
             the second kind of fit after some time; there the same seed gives the same numbers up to rounding only.
+        callbacks: Told of every step and of the result; any of them may end the fit (:class:`~pyro_vi_lab.Callback`).
 
     Raises:
         ArgumentError: An unknown guide name, something that is no guide, an argument that this kind of fit does not
@@ -134,21 +138,65 @@ def fit(
                 f"optim={optim!r} is for guides over a family and problems that see all rows at once; give a Pyro "
                 "optimizer, or none"
             )
+    told = checked(callbacks)
+    with fit_progress(progress, f"{name_of(guide)} fit of {problem.name}") as line:
+        watch = Watch((*told, *line))
+        result = _fitted(
+            problem,
+            guide,
+            watch,
+            optim=optim,
+            objective=objective,
+            lr=lr,
+            max_kl=max_kl,
+            num_particles=num_particles,
+            num_restarts=num_restarts,
+            seed=seed,
+            max_steps=max_steps,
+            compile=compile,
+        )
+    return watch.ended(result)
+
+
+def _fitted(
+    problem: Problem,
+    guide: Any,
+    watch: Watch,
+    *,
+    optim: PyroOptim | str | None,
+    objective: ELBO | None,
+    lr: float | None,
+    max_kl: float | None,
+    num_particles: int | None,
+    num_restarts: int,
+    seed: int,
+    max_steps: int | None,
+    compile: Compile,
+) -> Fit:
+    """The way that suits problem and guide."""
     compiled = compile if compile is True else None
     if is_a(guide, PointGuide) and not problem.subsamples:
         given = {"optim": optim, "objective": objective, "lr": lr, "max_kl": max_kl, "num_particles": num_particles}
         _refuse(guide, "is fitted by Newton steps of the log density", compile=compiled, **given)
         return fit_mode(
-            problem, guide, num_restarts=num_restarts, seed=seed, max_steps=max_steps or MODE_STEPS, progress=progress
+            problem, guide, num_restarts=num_restarts, seed=seed, max_steps=max_steps or MODE_STEPS, watch=watch
         )
     if is_a(guide, Conjugate) and not problem.subsamples and optim is None and objective is None:
         given = {"num_particles": num_particles, "max_kl": max_kl, "compile": compiled}
         _refuse(guide, "is fitted by coordinate ascent with exact expectations", **given)
         if isinstance(problem.model, GaussianMixture) and not isinstance(guide, Conjugate):
             sweeps = max_steps or SWEEPS
-            return fit_mixture(problem, num_restarts=num_restarts, seed=seed, max_steps=sweeps, lr=lr or 1.0)
+            return fit_mixture(
+                problem, num_restarts=num_restarts, seed=seed, max_steps=sweeps, lr=lr or 1.0, watch=watch
+            )
         return fit_conjugate(
-            problem, guide, num_restarts=num_restarts, seed=seed, max_steps=max_steps or SWEEPS, lr=lr or 1.0
+            problem,
+            guide,
+            num_restarts=num_restarts,
+            seed=seed,
+            max_steps=max_steps or SWEEPS,
+            lr=lr or 1.0,
+            watch=watch,
         )
     by_name = isinstance(guide, (str, type)) and is_a(guide, Conjugate) and optim is None and objective is None
     if by_name and isinstance(problem.model, GaussianMixture) and problem.minibatch is not None:
@@ -156,7 +204,7 @@ def fit(
         _refuse(guide, "of a mixture is fitted batch by batch with exact expectations", **given)
         if num_restarts != 1:
             raise ArgumentError(f"num_restarts={num_restarts}: a fit on batches of rows has one start")
-        return fit_stream(problem, seed=seed, max_steps=max_steps)
+        return fit_stream(problem, seed=seed, max_steps=max_steps, watch=watch)
     if not is_over_family(guide) or problem.subsamples:
         _refuse(guide, "is fitted by stochastic gradients", max_kl=max_kl)
         # the mode of what is seen batch by batch: by stochastic gradients, like all else of that kind
@@ -174,7 +222,7 @@ def fit(
             num_restarts=num_restarts,
             seed=seed,
             max_steps=max_steps or PROGRAM_STEPS,
-            progress=progress,
+            watch=watch,
             compile=compile,
         )
     if isinstance(optim, str) and optim != "natural_gradient":
@@ -187,7 +235,7 @@ def fit(
             num_restarts=num_restarts,
             seed=seed,
             max_steps=max_steps or OTHER_STEPS[optim],
-            progress=progress,
+            watch=watch,
         )
     given = {"optim": None if isinstance(optim, str) else optim, "objective": objective}
     _refuse(guide, "is fitted by natural gradients of the log density", **given)
@@ -200,7 +248,7 @@ def fit(
         num_restarts=num_restarts,
         seed=seed,
         max_steps=max_steps or DENSITY_STEPS,
-        progress=progress,
+        watch=watch,
         compile=compile,
     )
 

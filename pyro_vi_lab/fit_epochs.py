@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
+from pyro_vi_lab.callbacks import Callback, Watch, checked
 from pyro_vi_lab.captured import Captured
 from pyro_vi_lab.density_engine import Status
 from pyro_vi_lab.errors import ArgumentError, unknown_name
@@ -52,6 +53,7 @@ def fit_epochs(
     seed: int = 0,
     progress: bool = True,
     compile: Compile = "auto",
+    callbacks: Sequence[Callback] = (),
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> Fit:
     r"""Train a guide and the parameters of its model for a number of epochs.
@@ -84,6 +86,7 @@ def fit_epochs(
         seed: Seed of the order of the rows and of the draws.
         progress: Show a progress line on a terminal when the work takes long.
         compile: As of :func:`fit`.
+        callbacks: As of :func:`fit`; their records have ``beta`` and ``epoch``, too.
         on_epoch: Called after each epoch with its number, from 1, and the mean loss of its steps.
 
     Returns:
@@ -112,6 +115,7 @@ def fit_epochs(
         )
     _check_numbers(num_epochs=num_epochs, warm_up=warm_up, beta=beta, lr=lr, num_particles=num_particles)
     check_compile(compile)
+    told = checked(callbacks)
     began = time.perf_counter()
     name, made = name_of(guide), instance_of(problem, guide)
     captured = _objective(problem, made, objective, num_particles, compile)
@@ -124,8 +128,9 @@ def fit_epochs(
         seeded(seed),
         default_dtype(problem.dtype),
         threads(num_threads(problem)),
-        fit_progress(progress, f"{name} fit of {problem.name}", num_steps) as show,
+        fit_progress(progress, f"{name} fit of {problem.name}") as line,
     ):
+        watch = Watch((*told, *line))
         calls, program = calls_of(problem, enumerated(problem), made, seed)
         optimizer = _optimizer(made, optim, lr, weighted=weighted)
         plain = SVI(*program, optimizer, loss=captured)
@@ -144,7 +149,8 @@ def fit_epochs(
             row = (loss_now, now, step_size(optimizer), time.perf_counter() - began)
             for values, value in zip(history.values(), row, strict=True):
                 values.append(value)
-            show(step, loss_now, f"epoch {epoch + 1}")
+            record = {**dict(zip(history, row, strict=True)), "epoch": epoch + 1}
+            stopped = watch(step, lambda record=record: record)  # type: ignore[misc]
             failures = 0 if math.isfinite(loss_now) else failures + 1
             if failures >= MAX_FAILURES:
                 culprit = f"the loss of {MAX_FAILURES} steps in a row is no finite number"
@@ -154,10 +160,12 @@ def fit_epochs(
                 if on_epoch is not None:
                     on_epoch(epoch, float(np.mean(history["negative_elbo"][since:])))
                 since = step
+            if stopped:
+                break
     if made is not guide and isinstance(made, PyroModule):
         forget(made)
     taken = len(history["seconds"])
-    return Fit(
+    result = Fit(
         problem=problem,
         method=name,
         guide=made,
@@ -173,6 +181,7 @@ def fit_epochs(
         history={key: np.array(values) for key, values in history.items()},
         objective=captured,
     )
+    return watch.ended(result)
 
 
 class Weighted(nn.Module):

@@ -281,20 +281,37 @@ class Fit:
             info=info,
         )
 
-    def plot(self) -> Any:
-        """Axes with the negative ELBO, or the negative log density of a point, against the steps."""
+    def plot(self, *, against: str = "steps", ax: Any = None) -> Any:
+        """Axes with the negative ELBO, or the negative log density of a point, against the steps or the seconds.
+
+        Args:
+            against: ``"steps"`` or ``"seconds"``.
+            ax: Axes of Matplotlib to draw into; new ones if ``None``.
+
+        Raises:
+            ArgumentError: Another word than these two.
+        """
+        if against not in ("steps", "seconds"):
+            raise ArgumentError(f"against must be 'steps' or 'seconds', got {against!r}")
         from matplotlib import pyplot
 
-        _, axes = pyplot.subplots()
+        axes = pyplot.subplots()[1] if ax is None else ax
         kept = "negative_elbo" if "negative_elbo" in self.history else "negative_log_density"
         what = kept.replace("_elbo", " ELBO").replace("_", " ")
         values = self.history[kept].reshape(len(self.history["seconds"]), -1)
         # far starts are millions of nats above the optimum; near it the estimates of the bound scatter around zero
         known = self.status is Status.DIVERGED or kept == "negative_log_density"
         last = np.nanmin(values) if known else -self.elbo()[0]
-        axes.plot(values - last)
+        steps = np.arange(
+            self.num_steps - len(values) + 1, self.num_steps + 1
+        )  # those that count from one have no row 0
+        axes.plot(steps if against == "steps" else self.history["seconds"], values - last)
         axes.set_yscale("symlog", linthresh=0.1)
-        axes.set(xlabel="step", ylabel=f"{what} above that of the fit (nats)", title=self.problem.name)
+        axes.set(
+            xlabel={"steps": "step"}.get(against, against),
+            ylabel=f"{what} above that of the fit (nats)",
+            title=self.problem.name,
+        )
         return axes
 
 

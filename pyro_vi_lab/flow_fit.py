@@ -9,6 +9,7 @@ from typing import Any
 from pyro.infer import ELBO as PyroELBO
 from pyro.optim.optim import PyroOptim
 
+from pyro_vi_lab.callbacks import Watch
 from pyro_vi_lab.density_engine import Status
 from pyro_vi_lab.density_fit import MAX_KL, fit_density
 from pyro_vi_lab.errors import ArgumentError
@@ -35,7 +36,7 @@ def fit_flow(
     num_restarts: int,
     seed: int,
     max_steps: int,
-    progress: bool,
+    watch: Watch,
     compile: Compile,
 ) -> Fit:
     """See :func:`pyro_vi_lab.fit`; an instance that has been run goes on from where it is."""
@@ -57,7 +58,7 @@ def fit_flow(
             num_restarts=1,
             seed=seed,
             max_steps=NORMAL_STEPS,
-            progress=progress,
+            watch=watch,
             compile=compile,
         )
         if normal.status is not Status.CONVERGED or normal.params is None:
@@ -73,7 +74,7 @@ def fit_flow(
         num_restarts=1,
         seed=seed,
         max_steps=max_steps,
-        progress=progress,
+        watch=watch,
         compile=compile,
     )
     if made is not guide:

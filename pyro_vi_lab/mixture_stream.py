@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vi_lab.callbacks import Watch
 from pyro_vi_lab.conjugate_mixture import guide_at, mixture_ascent
 from pyro_vi_lab.density_engine import Status
 from pyro_vi_lab.errors import ArgumentError
@@ -41,7 +42,13 @@ NUM_PASSES = 5
 
 
 def fit_stream(
-    problem: Problem, *, seed: int = 0, max_steps: int | None = None, forgetting: float = 0.75, delay: float = 1.0
+    problem: Problem,
+    *,
+    seed: int = 0,
+    max_steps: int | None = None,
+    forgetting: float = 0.75,
+    delay: float = 1.0,
+    watch: Watch | None = None,
 ) -> Fit:
     """Fit the guide ``"conjugate"`` of a :class:`~pyro_vi_lab.models.GaussianMixture` with ``minibatch=``.
 
@@ -55,6 +62,7 @@ def fit_stream(
         max_steps: Most batches; by default five passes over the rows.
         forgetting: κ, in (½, 1]: how quickly the steps become small.
         delay: τ, at least 1: how small the first ones are.
+        watch: Who is told of every batch.
 
     Raises:
         ArgumentError: A problem of another model or without batches, or a number out of range.
@@ -91,6 +99,9 @@ def fit_stream(
         factors = updated(found._replace(counts=scale * found.counts), factors, prior, lr=rate)
         rates.append(rate)
         seconds.append(time.perf_counter() - began)
+        row = {"negative_elbo": -elbo[-1], "step_size": rate, "seconds": seconds[-1]}
+        if watch is not None and watch(len(elbo), lambda row=row: row):  # type: ignore[misc]
+            break
         if len(elbo) - pass_began >= math.ceil(number / size):
             if _stands_still(elbo[pass_began:]):
                 status = Status.CONVERGED

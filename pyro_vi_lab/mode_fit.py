@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pyro_vi_lab.callbacks import Watch
 from pyro_vi_lab.density import LogDensity
 from pyro_vi_lab.density_engine import Status
 from pyro_vi_lab.density_fit import RESTART_RADIUS, num_threads
 from pyro_vi_lab.errors import ArgumentError
 from pyro_vi_lab.families import MAX_DENSE, Params
 from pyro_vi_lab.fit_guide import is_point_estimate, name_by_content, prepared
-from pyro_vi_lab.fit_progress import fit_progress
 from pyro_vi_lab.fitted import Fit
 from pyro_vi_lab.guides import MAP, MLE, FullRankNormal, LaplaceApproximation
 from pyro_vi_lab.guides.laplace import covariance_root
@@ -88,7 +89,7 @@ class DensityTarget:
         return float((step.abs() / point.abs().clamp_min(1.0)).max())
 
 
-def fit_mode(problem: Problem, guide: Any, *, num_restarts: int, seed: int, max_steps: int, progress: bool) -> Fit:
+def fit_mode(problem: Problem, guide: Any, *, num_restarts: int, seed: int, max_steps: int, watch: Watch) -> Fit:
     """See :func:`pyro_vi_lab.fit`."""
     began = time.perf_counter()
     name, made = prepared(problem, guide, seed)
@@ -97,8 +98,7 @@ def fit_mode(problem: Problem, guide: Any, *, num_restarts: int, seed: int, max_
     start = made.loc.detach().to(joint.device, joint.dtype)
     generator = torch.Generator().manual_seed(seed)
     target, ascents = DensityTarget(density), []
-    title = f"{name} fit of {problem.name}" if progress else ""
-    with threads(num_threads(joint)), fit_progress(bool(title), title, max_steps) as show:
+    with threads(num_threads(joint)):
         for restart in range(num_restarts):
             jitter = (torch.rand(len(start), generator=generator, dtype=start.dtype) * 2 - 1) * RESTART_RADIUS
             ascents.append(
@@ -106,7 +106,7 @@ def fit_mode(problem: Problem, guide: Any, *, num_restarts: int, seed: int, max_
                     target,
                     start if restart == 0 else start + jitter.to(start.device),
                     max_steps=max_steps,
-                    on_step=lambda step, mark: show(step, -mark.value, f"radius {mark.radius:.2g}"),
+                    on_step=partial(_tell, watch, restart),
                 )
             )
     judged = [_judge(density, one, part) for one in ascents]
@@ -160,6 +160,14 @@ def fit_mode_of_batches(problem: Problem, guide: Any, **options: Any) -> Fit:
         values = result.guide.median(*example.args, **example.kwargs)
     history = {key.replace("negative_elbo", "negative_log_density"): value for key, value in result.history.items()}
     return replace(result, mode=dict(values), history=history)
+
+
+def _tell(watch: Watch, restart: int, step: int, mark: Mark) -> bool:
+    def row() -> dict[str, float]:
+        known = {"negative_log_density": -mark.value, "gain": mark.gain, "radius": mark.radius, "seconds": mark.seconds}
+        return {**known, "restart": restart}
+
+    return watch(step, row)
 
 
 def _density(problem: Problem, part: Part) -> LogDensity:

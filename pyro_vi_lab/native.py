@@ -27,6 +27,7 @@ from torch.fx import GraphModule
 
 from pyro_vi_lab.c_library import LAPACK
 from pyro_vi_lab.errors import ArgumentError, CompileError, DataError, LabWarning
+from pyro_vi_lab.phases import phase
 
 if TYPE_CHECKING:
     from pyro_vi_lab.c_source import Source
@@ -340,7 +341,10 @@ def _build(text: str, command: str, flag_sets: Sequence[Sequence[str]], path: Pa
             options = [flag for flag in flags if not flag.startswith("-l")]
             arguments = [*shlex.split(command), *options, str(source), "-o", str(result), *libraries]
             try:
-                done = subprocess.run(arguments, capture_output=True, text=True, timeout=COMPILE_SECONDS, check=False)
+                with phase("compiling the graph"):
+                    done = subprocess.run(
+                        arguments, capture_output=True, text=True, timeout=COMPILE_SECONDS, check=False
+                    )
             except subprocess.TimeoutExpired as error:
                 raise CompileError(
                     f"the graph is too large: {command} was stopped after {COMPILE_SECONDS} seconds"

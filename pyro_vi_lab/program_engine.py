@@ -109,7 +109,7 @@ def train(
     default_optim: Callable[[], PyroOptim],
     max_steps: int,
     seed: int,
-    on_step: Callable[[int, float, float], None],
+    on_step: Callable[[int, Training], bool | None],
     least_fall: float = 0.0,
 ) -> Training:
     """Minimize the objective over the parameters of the model and the guide, in place, as SVI does.
@@ -123,7 +123,8 @@ def train(
         default_optim: Makes the optimizer if there is none, once the guide has been set up.
         max_steps: Most steps.
         seed: Of the order of the rows.
-        on_step: Called with the number, the loss and the step size of each step.
+        on_step: Called with the number of each step and what was done so far; the training ends where it returns
+            ``True``.
         least_fall: A window in which the loss falls by no more is one in which it stands still, however small its
             noise, and whether or not the parameters drift.
     """
@@ -148,13 +149,15 @@ def train(
         result.step_sizes.append(rate)
         result.seconds.append(time.perf_counter() - clock)
         result.num_gradients += int(objective.num_particles)
-        on_step(step, loss, rate)
+        stopped = on_step(step, result)
         failures = 0 if math.isfinite(loss) else failures + 1
         if failures >= MAX_FAILURES:
             result.status, result.culprit = Status.DIVERGED, _not_a_number(names)
             break
         if average is not None:
             average.add()
+        if stopped:
+            break
         if not stages.ends(loss):
             continue
         if stages.over:

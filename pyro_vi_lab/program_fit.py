@@ -19,10 +19,10 @@ from pyro.optim.optim import PyroOptim
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pyro_vi_lab.callbacks import Watch
 from pyro_vi_lab.captured import Captured
 from pyro_vi_lab.density_engine import Status
 from pyro_vi_lab.errors import ArgumentError, unknown_name
-from pyro_vi_lab.fit_progress import fit_progress
 from pyro_vi_lab.fitted import Fit
 from pyro_vi_lab.fused_adam import FusedAdam
 from pyro_vi_lab.guides import GUIDES, Amortized, Conjugate, FamilyGuide, Flow, NetworkNormal
@@ -59,7 +59,7 @@ def fit_program(
     num_restarts: int,
     seed: int,
     max_steps: int,
-    progress: bool,
+    watch: Watch,
     compile: Compile,
 ) -> Fit:
     """See :func:`pyro_vi_lab.fit`."""
@@ -78,7 +78,6 @@ def fit_program(
         seeded(seed),
         default_dtype(problem.dtype),
         threads(num_threads(problem)),
-        fit_progress(progress, f"{name} fit of {problem.name}", max_steps) as show,
     ):
         result = train(
             problem,
@@ -89,7 +88,7 @@ def fit_program(
             default_optim=lambda: _optim(problem, made, lr),
             max_steps=max_steps,
             seed=seed,
-            on_step=lambda step, loss, rate: show(step, loss, f"step size {rate:.2g}"),
+            on_step=lambda step, done: watch(step, lambda: _row(done)),
             least_fall=_least_fall(problem, made),
         )
     if made is not guide and isinstance(made, PyroModule):
@@ -112,6 +111,11 @@ def fit_program(
         },
         objective=captured,
     )
+
+
+def _row(done: Training) -> dict[str, float]:
+    """The last step."""
+    return {"negative_elbo": done.losses[-1], "step_size": done.step_sizes[-1], "seconds": done.seconds[-1]}
 
 
 def _least_fall(problem: Problem, guide: Any) -> float:

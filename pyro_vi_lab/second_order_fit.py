@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import math
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pyro_vi_lab.batch_and_match import batch_and_match
+from pyro_vi_lab.batch_and_match import Round, batch_and_match
+from pyro_vi_lab.callbacks import Watch
 from pyro_vi_lab.density_engine import Status
 from pyro_vi_lab.density_fit import message, num_threads, starts
 from pyro_vi_lab.errors import ArgumentError
 from pyro_vi_lab.families import Params
 from pyro_vi_lab.fit_guide import name_by_content, prepared
-from pyro_vi_lab.fit_progress import fit_progress
 from pyro_vi_lab.fitted import Fit, FixedOptimum
 from pyro_vi_lab.fixed_draws import FixedDrawELBO, fixed_draws, takes_fixed_draws
 from pyro_vi_lab.guides import FamilyGuide
 from pyro_vi_lab.isolation import threads
 from pyro_vi_lab.problem import Problem
-from pyro_vi_lab.trust_region import Ascent, End, maximize
+from pyro_vi_lab.trust_region import Ascent, End, Mark, maximize
 
 SMALL = 100
 """Parameters up to which the Monte Carlo error is computed with the fit."""
@@ -38,7 +39,7 @@ def fit_fixed_draws(
     num_restarts: int,
     seed: int,
     max_steps: int,
-    progress: bool,
+    watch: Watch,
 ) -> Fit:
     """Maximize the ELBO over fixed draws by Newton steps; see :mod:`pyro_vi_lab.fixed_draws`.
 
@@ -61,14 +62,14 @@ def fit_fixed_draws(
             f"more than {4 * density.dim}, or the guide 'mean_field'"
         )
     target, ascents = FixedDrawELBO(density, family, eps), []
-    with threads(num_threads(density)), fit_progress(progress, f"{name} fit of {problem.name}", max_steps) as show:
+    with threads(num_threads(density)):
         for restart in range(num_restarts):
             ascents.append(
                 maximize(
                     target,
                     Params(start.loc[restart], start.scale[restart]),
                     max_steps=max_steps,
-                    on_step=lambda step, mark: show(step, -mark.value, f"radius {mark.radius:.2g}"),
+                    on_step=partial(_tell, watch, restart, number),
                 )
             )
     judged = [_STATUS.get(one.end, Status.DIVERGED) for one in ascents]
@@ -106,7 +107,7 @@ def fit_batch_and_match(
     num_restarts: int,
     seed: int,
     max_steps: int,
-    progress: bool,
+    watch: Watch,
 ) -> Fit:
     """Match the scores of a full-rank normal; see :mod:`pyro_vi_lab.batch_and_match`.
 
@@ -120,7 +121,7 @@ def fit_batch_and_match(
         raise _not_for("batch_and_match", name, "full_rank")
     generator = torch.Generator().manual_seed(seed)
     start = starts(made, num_restarts, generator, density)
-    with threads(num_threads(density)), fit_progress(progress, f"{name} fit of {problem.name}", max_steps) as show:
+    with threads(num_threads(density)):
         matches = [
             batch_and_match(
                 density,
@@ -129,7 +130,7 @@ def fit_batch_and_match(
                 num_particles=num_particles,
                 max_steps=max_steps,
                 generator=generator,
-                on_step=lambda step, one: show(step, one.negative_elbo, f"score divergence {one.score_divergence:.2g}"),
+                on_step=partial(_tell_round, watch, restart),
             )
             for restart in range(num_restarts)
         ]
@@ -157,6 +158,18 @@ def fit_batch_and_match(
         seed=seed,
         history=_columns({key: [[getattr(row, key) for row in one.rounds] for one in matches] for key in names}),
     )
+
+
+def _tell(watch: Watch, restart: int, number: int, step: int, mark: Mark) -> bool:
+    def row() -> dict[str, float]:
+        known = {"negative_elbo": -mark.value, "gap": mark.gain, "radius": mark.radius, "seconds": mark.seconds}
+        return {**known, "num_particles": number, "restart": restart}
+
+    return watch(step, row)
+
+
+def _tell_round(watch: Watch, restart: int, step: int, one: Round) -> bool:
+    return watch(step, lambda: {**one._asdict(), "restart": restart})
 
 
 def _fit(problem: Problem, name: str, guide: FamilyGuide, params: Params, **fields: Any) -> Fit:

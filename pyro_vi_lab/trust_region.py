@@ -111,7 +111,7 @@ def maximize(
     *,
     max_steps: int,
     radius: float = 1.0,
-    on_step: Callable[[int, Mark], None] = lambda step, mark: None,
+    on_step: Callable[[int, Mark], bool | None] = lambda step, mark: None,
 ) -> Ascent:
     """Climb from ``start`` to a local maximum.
 
@@ -120,7 +120,7 @@ def maximize(
         start: Where to start.
         max_steps: Most steps, those taken back included.
         radius: First radius of the trust region.
-        on_step: Called with the number and the mark of each step.
+        on_step: Called with the number and the mark of each step; the climb ends where it returns ``True``.
 
     Example:
         >>> class Parabola:
@@ -143,7 +143,7 @@ def maximize(
     clock = time.perf_counter()
     point, local = start, target.local(start)
     marks = [Mark(local.value, math.nan, radius, time.perf_counter() - clock)]
-    on_step(0, marks[0])
+    stopped = on_step(0, marks[0])
     last = torch.zeros_like(local.grad)
     if not _finite(local):
         return Ascent(point, local, End.NO_START, last, marks)
@@ -151,6 +151,8 @@ def maximize(
     newton: Tensor | None = None  # the Newton step before
     rejected = idle = 0
     for step in range(1, max_steps + 1):
+        if stopped:
+            break
         resolution = GAIN + 10 * eps * abs(local.value)
         proposal = propose(local, radius, resolution)
         last, length = proposal.step, proposal.length
@@ -193,7 +195,7 @@ def maximize(
             rejected += 1
             radius = length / 4
         marks.append(Mark(local.value, proposal.gain, radius, time.perf_counter() - clock))
-        on_step(step, marks[-1])
+        stopped = on_step(step, marks[-1])
         if rejected > REJECTIONS or radius == 0:
             return Ascent(point, local, End.STUCK, last, marks)
     return Ascent(point, local, End.OUT_OF_STEPS, last, marks)

@@ -344,6 +344,17 @@ def test_plot() -> None:
     np.testing.assert_allclose(np.diff(values), np.diff(fit.history["negative_elbo"]), rtol=1e-9)
     assert values[0] > 10
     assert abs(values[-1]) < 0.1
+    assert axes.lines[0].get_xdata().tolist() == list(range(fit.num_steps + 1))
+
+
+def test_plot_against_seconds() -> None:
+    fit = quick(build("eight_schools"))
+    axes = fit.plot()
+    assert fit.plot(against="seconds", ax=axes) is axes
+    assert axes.get_xlabel() == "seconds"
+    np.testing.assert_array_equal(axes.lines[1].get_xdata(), fit.history["seconds"])
+    with pytest.raises(ArgumentError, match="against must be 'steps' or 'seconds', got 'time'"):
+        fit.plot(against="time")
 
 
 # Guides

@@ -23,6 +23,7 @@ LAYERS = (
         "missing_moments",
         "mixture_moments",
         "mixture_prior",
+        "phases",
         "positive_definite",
         "simplification",
     ),
@@ -59,6 +60,7 @@ LAYERS = (
     ("fixed_draws", "natural_gradient"),
     (
         "batch_and_match",
+        "callbacks",
         "conjugate_fit",
         "conjugate_mixture",
         "coordinate_ascent",
@@ -85,6 +87,7 @@ LAYERS = (
         "program_engine",
         "program_fit",
         "second_order_fit",
+        "tensorboard",
         "whole_step",
     ),
     ("explain", "export", "report/", "checkpoint"),
