@@ -13,7 +13,7 @@ PIP_INSTALL = $(@D)/bin/python -m pip install -qq --disable-pip-version-check -c
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench docs clean
+.PHONY: help demo test lint bench docs dist try-wheel clean
 
 help:
 	@echo 'make demo    fit eight schools two ways, run NUTS beside, write the report to demo/'
@@ -21,6 +21,8 @@ help:
 	@echo 'make lint    ruff and mypy'
 	@echo 'make bench   run the benchmarks (an hour and a half; ARGS="fits nuts svi vae growth stops natural_gradient bbb encoder autoencoder", ARGS=--quick)'
 	@echo 'make docs    run every example of the docstrings, the README and the tutorials'
+	@echo 'make dist    wheel and source distribution, checked, in dist/'
+	@echo 'make try-wheel   install that wheel into an empty environment and run the README'"'"'s example there'
 	@echo 'make clean   remove .venv, demo/, build products and caches'
 
 demo: .venv/.installed
@@ -32,13 +34,25 @@ test: .venv/.installed-test
 lint: .venv/.installed-test
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
-	.venv/bin/mypy pyro_vi_lab
+	.venv/bin/mypy
 
 bench: .venv-bench/.installed
 	.venv-bench/bin/python -m benchmarks $(ARGS)
 
 docs: .venv/.installed-test
 	.venv/bin/python -m pytest pyro_vi_lab $(wildcard tests/test_readme.py tests/test_tutorials.py) $(ARGS)
+
+dist: .venv/.installed-test
+	rm -rf build dist
+	.venv/bin/python -m build
+	.venv/bin/python -m twine check --strict dist/*
+
+# An empty environment, the wheel, and the README's example, run outside of the checkout.
+try-wheel: dist
+	rm -rf build/new-user
+	.venv/bin/python -m venv build/new-user
+	build/new-user/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt dist/*.whl
+	cd build/new-user && bin/python ../../tests/try_wheel.py && bin/pyro-vi-lab models
 
 clean:
 	rm -rf .venv .venv-bench demo build dist *.egg-info .coverage htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -46,6 +46,10 @@ class ExtraError(LabError, ImportError):
     """A package is missing that comes with one of the extras of pyro_vi_lab."""
 
 
+class PluginError(LabError, ImportError):
+    """A guide or a model that another package offers cannot be used; the message names the package."""
+
+
 class LabWarning(UserWarning):
     """A fallback that changes speed or precision, said once."""
 

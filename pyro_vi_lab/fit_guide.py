@@ -7,26 +7,27 @@ from typing import Any
 
 from pyro import poutine
 
-from pyro_vi_lab.errors import ArgumentError, unknown_name
+from pyro_vi_lab.errors import ArgumentError
 from pyro_vi_lab.guides import (
     GUIDES,
     ContinuousGuide,
     FamilyGuide,
     LaplaceApproximation,
     PointGuide,
+    guide_named,
 )
 from pyro_vi_lab.isolation import model_run
 from pyro_vi_lab.problem import Problem
 
 
 def is_over_family(guide: object) -> bool:
-    """Whether a guide, a guide class or a guide's name is one of ours over a family; an unknown name is, too."""
-    return is_a(guide, FamilyGuide) or (isinstance(guide, str) and guide not in GUIDES)
+    """Whether a guide, a guide class or a guide's name is one of ours over a family."""
+    return is_a(guide, FamilyGuide)
 
 
 def is_a(guide: object, kind: type) -> bool:
     """Whether a guide, a guide class or a guide's name is of a kind of ours."""
-    named = GUIDES.get(guide) if isinstance(guide, str) else guide
+    named = guide_named(guide) if isinstance(guide, str) else guide
     return isinstance(named, kind) or (isinstance(named, type) and issubclass(named, kind))
 
 
@@ -37,12 +38,11 @@ def is_point_estimate(guide: object) -> bool:
 
 def prepared(problem: Problem, guide: Any, seed: int) -> tuple[str, Any]:
     """The guide's name and an instance with parameters; the user's own is where the fit starts, and stays as it is."""
-    if isinstance(guide, str):
-        if guide not in GUIDES:
-            raise unknown_name("guide", guide, GUIDES)
-        guide = GUIDES[guide]
+    asked = guide if isinstance(guide, str) else None
+    if asked is not None:
+        guide = guide_named(asked)
     kind = guide if isinstance(guide, type) else type(guide)
-    name = next((key for key, one in GUIDES.items() if kind is one), kind.__name__)
+    name = asked or next((key for key, one in GUIDES.items() if kind is one), kind.__name__)
     if isinstance(guide, type):
         # a guide made from a class is the same every time: its prototype is a run of the model, for which the seed
         # matters only where the start is drawn

@@ -22,10 +22,10 @@ from torch.utils import _pytree as pytree
 from pyro_vi_lab.callbacks import Watch
 from pyro_vi_lab.captured import Captured
 from pyro_vi_lab.density_engine import Status
-from pyro_vi_lab.errors import ArgumentError, unknown_name
+from pyro_vi_lab.errors import ArgumentError
 from pyro_vi_lab.fitted import Fit
 from pyro_vi_lab.fused_adam import FusedAdam
-from pyro_vi_lab.guides import GUIDES, Amortized, Conjugate, FamilyGuide, Flow, NetworkNormal
+from pyro_vi_lab.guides import GUIDES, Amortized, Conjugate, FamilyGuide, Flow, NetworkNormal, guide_named
 from pyro_vi_lab.isolation import default_dtype, seeded, threads
 from pyro_vi_lab.natural_gradient import NaturalGradient
 from pyro_vi_lab.natural_step import tolerance
@@ -141,9 +141,7 @@ def name_of(guide: Any) -> str:
 def instance_of(problem: Problem, guide: Any) -> Callable[..., Any]:
     """A guide that can be called; ours are twins, all others are what was given."""
     if isinstance(guide, str):
-        if guide not in GUIDES:
-            raise unknown_name("guide", guide, GUIDES)
-        guide = GUIDES[guide]
+        guide = guide_named(guide)
     if isinstance(guide, type):
         if not issubclass(guide, AutoGuide):
             raise ArgumentError(f"guide {guide.__name__} is a class, but no Pyro autoguide: give an instance of it")

@@ -18,6 +18,7 @@ KINDS: dict[type[LabError], type[Exception]] = {
     errors.FitError: RuntimeError,
     errors.FileError: OSError,
     errors.ExtraError: ImportError,
+    errors.PluginError: ImportError,
 }
 NAMES = ["full_rank", "mean_field", "low_rank", "flow"]
 

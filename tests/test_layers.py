@@ -24,6 +24,7 @@ LAYERS = (
         "mixture_moments",
         "mixture_prior",
         "phases",
+        "plugins",
         "positive_definite",
         "simplification",
     ),

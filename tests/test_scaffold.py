@@ -103,6 +103,21 @@ def test_the_demo_installs_pinned_versions_and_runs_the_main_job() -> None:
     assert any("pip install" in line and "-c constraints.txt" in line for line in commands)
 
 
+def test_lint_checks_a_user_s_file_too() -> None:
+    assert planned("lint")[-1] == ".venv/bin/mypy"
+    config = (ROOT / "setup.cfg").read_text(encoding="utf-8")
+    assert "\nfiles = pyro_vi_lab, tests/typed_user.py\n" in config
+
+
+def test_the_wheel_is_tried_in_an_empty_environment() -> None:
+    commands = planned("try-wheel")
+    install = next(i for i, line in enumerate(commands) if line.startswith("build/new-user/bin/python -m pip install"))
+    assert "-c constraints.txt" in commands[install]
+    assert commands[install].endswith("dist/*.whl")
+    assert any("twine check --strict" in line for line in commands[:install])
+    assert "../../tests/try_wheel.py" in commands[install + 1]
+
+
 def test_slow_tests_run_where_they_are_asked_for() -> None:
     pytest_ = [".venv/bin/python", "-m", "pytest"]
     fast, all_ = (planned("test", **variables)[-1].split() for variables in ({}, {"SLOW": "1"}))

@@ -1,7 +1,10 @@
 """Guides: families as Pyro autoguides, usable in plain ``pyro.infer.SVI``."""
 
+from typing import Any
+
 from pyro.infer.autoguide import AutoGuide
 
+from pyro_vi_lab import plugins
 from pyro_vi_lab.guides.amortized import Amortized
 from pyro_vi_lab.guides.block import BlockNormal
 from pyro_vi_lab.guides.conjugate import Conjugate, init_to_prior
@@ -36,6 +39,30 @@ POINT_GUIDES: dict[str, type[PointGuide]] = {"laplace": LaplaceApproximation, "m
 GUIDES: dict[str, type[AutoGuide]] = {**FAMILY_GUIDES, **POINT_GUIDES, "flow": Flow, "conjugate": Conjugate}
 """Guides by the name that :func:`pyro_vi_lab.fit` and the command line take."""
 
+
+def guide_named(name: str) -> Any:
+    """The guide that :func:`pyro_vi_lab.fit` takes for ``name``.
+
+    Args:
+        name: A name of ``GUIDES``, or one that an installed package offers under the entry points
+            ``pyro_vi_lab.guides``: a guide class, or any Pyro guide.
+
+    Raises:
+        ArgumentError: There is no such guide; the message suggests the nearest.
+        PluginError: The package that offers it is broken.
+
+    Example:
+        >>> guide_named("full_rank").__name__
+        'FullRankNormal'
+    """
+    if name in GUIDES:
+        return GUIDES[name]
+    found = plugins.load("guide", name, GUIDES)
+    if not callable(found):
+        raise plugins.refused("guide", name, f"it is {type(found).__name__}, not a guide class or a Pyro guide")
+    return found
+
+
 __all__ = [
     "FAMILY_GUIDES",
     "FLOWS",
@@ -60,6 +87,7 @@ __all__ = [
     "NetworkNormal",
     "PointGuide",
     "UnconstrainedGuide",
+    "guide_named",
     "init_to_origin",
     "init_to_prior",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pyro_vi_lab.errors import unknown_name
+from pyro_vi_lab import plugins
 from pyro_vi_lab.models import (
     autoencoder,
     bayesian_network,
@@ -107,17 +107,32 @@ MODELS: dict[str, Example] = {
 def build(name: str) -> Problem:
     """Build the example problem called ``name``.
 
+    Args:
+        name: A name of ``MODELS``, or one that an installed package offers under the entry points
+            ``pyro_vi_lab.models``: an :class:`Example`, or a function without arguments that returns a problem.
+
     Raises:
         ArgumentError: There is no such example; the message suggests the nearest.
         ExtraError: Its data come with a package that is not installed.
+        PluginError: The package that offers it is broken.
 
     Example:
         >>> build("eight_schools").coords
         {'school': ['A', 'B', 'C', 'D', 'E', 'F', 'G', 'H']}
     """
-    if name not in MODELS:
-        raise unknown_name("model", name, MODELS)
-    return MODELS[name].build()
+    if name in MODELS:
+        return MODELS[name].build()
+    found = plugins.load("model", name, MODELS)
+    make = found.build if isinstance(found, Example) else found
+    if not callable(make):
+        raise plugins.refused("model", name, f"it is {type(found).__name__}, not an Example or a function")
+    try:
+        made = make()
+    except Exception as error:  # code of others, as its import is
+        raise plugins.refused("model", name, f"making it raises {type(error).__name__}: {error}") from error
+    if not isinstance(made, Problem):
+        raise plugins.refused("model", name, f"it makes {type(made).__name__}, not a pyro_vi_lab.Problem")
+    return made
 
 
 __all__ = [
