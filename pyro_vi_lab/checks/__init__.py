@@ -2,7 +2,27 @@
 
 from __future__ import annotations
 
+from pyro_vi_lab.checks.bounds import ErrorBounds, error_bounds
 from pyro_vi_lab.checks.discrepancy import Discrepancy, DiscrepancySummary, discrepancy
+from pyro_vi_lab.checks.evidence import EvidenceBounds, evidence
 from pyro_vi_lab.checks.pareto import ImportanceCheck, importance
+from pyro_vi_lab.checks.restarts import Optimum, RestartCheck, restarts
+from pyro_vi_lab.checks.stein import SteinCheck, Whitening, stein
 
-__all__ = ["Discrepancy", "DiscrepancySummary", "ImportanceCheck", "discrepancy", "importance"]
+__all__ = [
+    "Discrepancy",
+    "DiscrepancySummary",
+    "ErrorBounds",
+    "EvidenceBounds",
+    "ImportanceCheck",
+    "Optimum",
+    "RestartCheck",
+    "SteinCheck",
+    "Whitening",
+    "discrepancy",
+    "error_bounds",
+    "evidence",
+    "importance",
+    "restarts",
+    "stein",
+]
