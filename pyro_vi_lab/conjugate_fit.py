@@ -24,7 +24,14 @@ TOLERANCE = 1e-10
 
 
 def fit_conjugate(
-    problem: Problem, guide: Any, *, num_restarts: int, seed: int, max_steps: int, lr: float, watch: Watch
+    problem: Problem,
+    guide: Any,
+    *,
+    num_restarts: int,
+    seed: int,
+    max_steps: int | None,
+    lr: float | None,
+    watch: Watch,
 ) -> Fit:
     """See :func:`pyro_vi_lab.fit`; a guide that was given as an instance is changed.
 
@@ -33,6 +40,7 @@ def fit_conjugate(
     """
     if num_restarts != 1:
         raise ArgumentError(f"num_restarts={num_restarts}: a guide of exponential families is changed in place")
+    max_steps, lr = max_steps or SWEEPS, lr or 1.0
     began, made = time.perf_counter(), instance_of(problem, guide)
     assert isinstance(made, Conjugate)
     try:

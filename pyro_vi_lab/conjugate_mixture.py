@@ -13,21 +13,20 @@ import torch
 from torch import Tensor
 
 from pyro_vi_lab.callbacks import Watch
+from pyro_vi_lab.conjugate_fit import SWEEPS
 from pyro_vi_lab.density_engine import Status
 from pyro_vi_lab.fitted import Fit
 from pyro_vi_lab.guides import Conjugate
 from pyro_vi_lab.isolation import model_run
-from pyro_vi_lab.mixture_bayes import Factors, divergence, expected_normals, families, started, sweep
-from pyro_vi_lab.mixture_fit import MixtureRows, rows_of, starts
-from pyro_vi_lab.mixture_prior import Prior
-from pyro_vi_lab.models import GaussianMixture
+from pyro_vi_lab.mixture_bayes import Factors, MixtureUpdates
+from pyro_vi_lab.mixture_fit import MixtureRows, mixture_of, rows_of, starts
 from pyro_vi_lab.problem import Problem
 from pyro_vi_lab.program_fit import forget, instance_of, objective_of
 
 TOLERANCE = 1e-10
-"""Squared Fisher length of a sweep, or what all later ones may still gain, in nats, below which it has converged."""
-STALLED_SWEEPS, STALLED_LENGTH = 10, 1e-8
-"""Sweeps without a shorter step after which rounding is all that is left, where steps are as short as this."""
+"""What all later sweeps may still gain, in nats, below which it has converged."""
+ROUNDING = 16 * torch.finfo(torch.float64).eps
+"""Relative change of the bound below which rounding is all that is left."""
 SAME = 1e-3
 """Nats between restarts that have found the same optimum."""
 
@@ -37,7 +36,7 @@ class MixtureAscent(NamedTuple):
 
     Args:
         factors: Where it ended, of rows with their mean at the origin.
-        elbo: The bound after each sweep and, at last, with the responsibilities of the last factors.
+        elbo: The bound at the start and after each sweep, with the best responsibilities for the factors.
         seconds: Since the start, at each.
         converged: Whether the last sweep changed nothing.
     """
@@ -50,11 +49,12 @@ class MixtureAscent(NamedTuple):
 
 def mixture_ascent(
     rows: MixtureRows,
+    updates: MixtureUpdates,
     factors: Factors,
-    prior: Prior,
     *,
     max_sweeps: int,
     lr: float = 1.0,
+    tolerance: float = TOLERANCE,
     began: float | None = None,
     on_sweep: Callable[[int, float, float], bool | None] = lambda sweep, elbo, seconds: None,
 ) -> MixtureAscent:
@@ -62,10 +62,11 @@ def mixture_ascent(
 
     Args:
         rows: The rows.
+        updates: The updates, with the prior of rows with their mean at the origin.
         factors: Where to start.
-        prior: The prior, of rows with their mean at the origin.
         max_sweeps: Most sweeps.
         lr: Step size; 1 is coordinate ascent, whose bound never falls.
+        tolerance: Nats that all later sweeps may still gain when it ends.
         began: When the clock started; now if ``None``.
         on_sweep: Called with the number of each sweep, the bound and the seconds; the ascent ends where it returns
             ``True``.
@@ -73,26 +74,16 @@ def mixture_ascent(
     began = time.perf_counter() if began is None else began
     elbo: list[float] = []
     seconds: list[float] = []
-    best, since, converged = math.inf, 0, False
-    normals = expected_normals(factors, prior)
-    for number in range(1, max_sweeps + 1):
-        made = sweep(rows.moments(normals), normals, factors, prior, lr=lr)
-        factors, normals = made.factors, made.normals
-        elbo.append(float(made.elbo))
+    while True:
+        normals, divergence = updates.expected(factors)
+        found = rows.moments(normals)
+        elbo.append(float(found.log_likelihood - divergence))
         seconds.append(time.perf_counter() - began)
-        best, since = (made.length, 0) if made.length < best else (best, since + 1)
-        if (
-            _remaining(elbo) <= TOLERANCE
-            or made.length <= TOLERANCE
-            or (since >= STALLED_SWEEPS and best <= STALLED_LENGTH)
-        ):
-            converged = True
-            break
-        if on_sweep(number, elbo[-1], seconds[-1]):
-            break
-    elbo.append(float(rows.moments(normals).log_likelihood - divergence(factors, normals, prior)))
-    seconds.append(time.perf_counter() - began)
-    return MixtureAscent(factors, elbo, seconds, converged)
+        sweeps, converged = len(elbo) - 1, _remaining(elbo) <= tolerance
+        ended = sweeps > 0 and on_sweep(sweeps, elbo[-1], seconds[-1])
+        if converged or ended or sweeps == max_sweeps:
+            return MixtureAscent(factors, elbo, seconds, converged)
+        factors = updates.updated(found, factors, lr=lr)
 
 
 def _remaining(elbo: list[float]) -> float:
@@ -100,12 +91,21 @@ def _remaining(elbo: list[float]) -> float:
     if len(elbo) < 3:
         return math.inf
     before, last = elbo[-2] - elbo[-3], elbo[-1] - elbo[-2]
-    if abs(last) <= 4 * torch.finfo(torch.float64).eps * abs(elbo[-1]):
+    if abs(last) <= ROUNDING * abs(elbo[-1]):
         return 0.0
     return last * last / (before - last) if 0 <= last < before else math.inf
 
 
-def fit_mixture(problem: Problem, *, num_restarts: int, seed: int, max_steps: int, lr: float, watch: Watch) -> Fit:
+def fit_mixture(
+    problem: Problem,
+    guide: Any,
+    *,
+    num_restarts: int,
+    seed: int,
+    max_steps: int | None,
+    lr: float | None,
+    watch: Watch,
+) -> Fit:
     """A fit of the guide ``"conjugate"`` of a :class:`GaussianMixture`; see :func:`pyro_vi_lab.fit`.
 
     Starts at hard assignments of the rows to centers from k-means, where a guide at the prior would stay with all
@@ -113,15 +113,15 @@ def fit_mixture(problem: Problem, *, num_restarts: int, seed: int, max_steps: in
     the history counts them. The guide has all sites but the assignments, of which ``GaussianMixture.responsibilities``
     tells; so its :meth:`Fit.elbo`, with these summed out, is above that of the history.
     """
-    began, model = time.perf_counter(), problem.model
-    assert isinstance(model, GaussianMixture)
+    began, model = time.perf_counter(), mixture_of(problem, "fit_mixture")
+    max_steps, lr = max_steps or SWEEPS, lr or 1.0
     rows = rows_of(problem)
-    prior = model.prior.like(rows.X).centered(rows.center)
+    updates = MixtureUpdates(model.prior.like(rows.X).centered(rows.center))
     ascents = [
         mixture_ascent(
             rows,
-            started(found, prior),
-            prior,
+            updates,
+            updates.started(found),
             max_sweeps=max_steps,
             lr=lr,
             began=began,
@@ -131,13 +131,13 @@ def fit_mixture(problem: Problem, *, num_restarts: int, seed: int, max_steps: in
     ]
     ascents.sort(key=lambda one: -one.elbo[-1])
     best = ascents[0]
-    guide = guide_at(problem, best.factors, prior, rows.center, problem.inputs, seed=seed)
+    made = guide_at(problem, guide, best.factors, rows.center, problem.inputs, seed=seed)
     statuses = tuple(Status.CONVERGED if one.converged else Status.OUT_OF_STEPS for one in ascents)
     history = _history(ascents)
     return Fit(
         problem=problem,
         method="conjugate",
-        guide=guide,
+        guide=made,
         params=None,
         statuses=statuses,
         message=_message(ascents, max_steps),
@@ -146,7 +146,7 @@ def fit_mixture(problem: Problem, *, num_restarts: int, seed: int, max_steps: in
         seconds=time.perf_counter() - began,
         seed=seed,
         history={**history, "step_size": np.full(len(history["seconds"]), lr)},
-        objective=objective_of(problem, guide, None, None, "auto"),
+        objective=objective_of(problem, made, None, None, "auto"),
     )
 
 
@@ -156,25 +156,23 @@ def _tell(watch: Watch, restart: int, lr: float, sweep: int, elbo: float, second
 
 
 def guide_at(
-    problem: Problem, factors: Factors, prior: Prior, center: Tensor, inputs: Mapping[str, Any], *, seed: int
+    problem: Problem, guide: Any, factors: Factors, center: Tensor, inputs: Mapping[str, Any], *, seed: int
 ) -> Conjugate:
-    """A guide with these factors; ``inputs`` are rows for its first run."""
-    guide = instance_of(problem, Conjugate)
-    assert isinstance(guide, Conjugate)
+    """A guide, given by name or class, with these factors; ``inputs`` are rows for its first run."""
+    made = instance_of(problem, guide)
+    assert isinstance(made, Conjugate)
     with model_run(seed=seed, dtype=problem.dtype, validate=False):
-        guide._setup_prototype(**inputs)
-    put(guide, factors, prior, center)
-    forget(guide)
-    return guide
+        made._setup_prototype(**inputs)
+    put(made, factors, center)
+    forget(made)
+    return made
 
 
-def put(guide: Conjugate, factors: Factors, prior: Prior, center: Tensor) -> None:
+def put(guide: Conjugate, factors: Factors, center: Tensor) -> None:
     """Set the factors of a guide, with the means where the data are."""
-    for name, family in families(prior).items():
-        standard = family.standard(factors[name])
-        if name == "loc":
-            standard = {**standard, "loc": standard["loc"] + center}
-        guide.set_natural(name, family.from_standard(standard))
+    for name, standard in factors.items():
+        moved = {**standard, "loc": standard["loc"] + center} if name == "loc" else standard
+        guide.set_natural(name, guide.factor(name).family.from_standard(moved))
 
 
 def _message(ascents: list[MixtureAscent], max_steps: int) -> str:

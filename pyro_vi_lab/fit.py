@@ -10,7 +10,7 @@ from pyro.infer import ELBO
 from pyro.optim.optim import PyroOptim
 
 from pyro_vi_lab.callbacks import Callback, Watch, checked
-from pyro_vi_lab.conjugate_fit import SWEEPS, fit_conjugate
+from pyro_vi_lab.conjugate_fit import fit_conjugate
 from pyro_vi_lab.conjugate_mixture import fit_mixture
 from pyro_vi_lab.density_fit import MAX_KL, fit_density
 from pyro_vi_lab.errors import ArgumentError, unknown_name
@@ -32,6 +32,8 @@ __all__ = ["Fit", "fit"]
 DENSITY_STEPS, MODE_STEPS, PROGRAM_STEPS = 500, 200, 50_000
 """Most steps by default: of natural gradients of a density, of Newton's towards a mode, of stochastic gradients."""
 
+CONJUGATE: dict[type, tuple[Callable[..., Fit], Callable[..., Fit]]] = {GaussianMixture: (fit_mixture, fit_stream)}
+"""Models whose guide "conjugate" has fits of its own: to all rows at once, and batch by batch."""
 OTHERS: dict[str, Callable[..., Fit]] = {"fixed_draws": fit_fixed_draws, "batch_and_match": fit_batch_and_match}
 """Other ways to fit a guide over a family than the natural gradient."""
 OTHER_STEPS = {"fixed_draws": 200, "batch_and_match": 2000}
@@ -181,30 +183,15 @@ def _fitted(
         return fit_mode(
             problem, guide, num_restarts=num_restarts, seed=seed, max_steps=max_steps or MODE_STEPS, watch=watch
         )
-    if is_a(guide, Conjugate) and not problem.subsamples and optim is None and objective is None:
+    own = None if isinstance(guide, Conjugate) else CONJUGATE.get(type(problem.model))
+    by_batch = bool(problem.subsamples)
+    if is_a(guide, Conjugate) and optim is None and objective is None and (own or not by_batch):
         given = {"num_particles": num_particles, "max_kl": max_kl, "compile": compiled}
         _refuse(guide, "is fitted by coordinate ascent with exact expectations", **given)
-        if isinstance(problem.model, GaussianMixture) and not isinstance(guide, Conjugate):
-            sweeps = max_steps or SWEEPS
-            return fit_mixture(
-                problem, num_restarts=num_restarts, seed=seed, max_steps=sweeps, lr=lr or 1.0, watch=watch
-            )
-        return fit_conjugate(
-            problem,
-            guide,
-            num_restarts=num_restarts,
-            seed=seed,
-            max_steps=max_steps or SWEEPS,
-            lr=lr or 1.0,
-            watch=watch,
+        fit_exactly = own[by_batch] if own else fit_conjugate
+        return fit_exactly(
+            problem, guide, num_restarts=num_restarts, seed=seed, max_steps=max_steps, lr=lr, watch=watch
         )
-    by_name = isinstance(guide, (str, type)) and is_a(guide, Conjugate) and optim is None and objective is None
-    if by_name and isinstance(problem.model, GaussianMixture) and problem.minibatch is not None:
-        given = {"num_particles": num_particles, "max_kl": max_kl, "compile": compiled, "lr": lr}
-        _refuse(guide, "of a mixture is fitted batch by batch with exact expectations", **given)
-        if num_restarts != 1:
-            raise ArgumentError(f"num_restarts={num_restarts}: a fit on batches of rows has one start")
-        return fit_stream(problem, seed=seed, max_steps=max_steps, watch=watch)
     if not is_over_family(guide) or problem.subsamples:
         _refuse(guide, "is fitted by stochastic gradients", max_kl=max_kl)
         # the mode of what is seen batch by batch: by stochastic gradients, like all else of that kind

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import torch
 from torch import Tensor
+
+FEW = 5
+"""Most components of which all orders, 120 of five, are compared, for all mixtures at once."""
 
 
 def matched(cost: Tensor) -> Tensor:
@@ -14,6 +19,8 @@ def matched(cost: Tensor) -> Tensor:
     Args:
         cost: Of taking component j of a mixture for component k of the reference.
 
+    Of more than a few components by the Hungarian method.
+
     Shape:
         cost ``(S, K, K)``, result ``(S, K)``: entry k says which component of the mixture comes k-th.
 
@@ -21,6 +28,11 @@ def matched(cost: Tensor) -> Tensor:
         >>> matched(torch.tensor([[[9.0, 0.0], [1.0, 9.0]]]))
         tensor([[1, 0]])
     """
+    number = cost.shape[-1]
+    if number <= FEW:
+        every = torch.tensor(list(permutations(range(number))), device=cost.device)
+        total = torch.stack([cost[:, every[:, k], k] for k in range(number)]).sum(0)
+        return every[total.argmin(1)]
     from scipy.optimize import linear_sum_assignment  # which takes a while to import
 
     # rows of the transposed cost are the components of the reference, in their order

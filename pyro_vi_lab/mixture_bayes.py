@@ -17,6 +17,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -32,27 +33,38 @@ from pyro_vi_lab.families.exponential import (
     NormalWishart,
     Wishart,
 )
-from pyro_vi_lab.mixture_moments import Moments, Normals, expected_log_density
+from pyro_vi_lab.families.exponential.symmetric import factor_of_inverse, log_det_of_tril
+from pyro_vi_lab.mixture_moments import Moments, Normals
 from pyro_vi_lab.mixture_prior import Prior, sums_of_squares
 
-Factors = dict[str, Tensor]
-"""Natural parameters of each factor, by the site that it is called after: as in a ``Conjugate`` guide."""
+Factors = dict[str, dict[str, Tensor]]
+"""Standard parameters of each factor, by the site that it is called after: as in a ``Conjugate`` guide."""
 
 
-class Sweep(NamedTuple):
-    """One update of all factors.
+class Expected(NamedTuple):
+    """What a sweep needs of the factors.
 
     Args:
-        factors: After it.
-        normals: What the next responsibilities are taken of.
-        elbo: The bound of the responsibilities with these factors, in nats.
-        length: Squared Fisher length of the steps, in nats.
+        normals: What the responsibilities are taken of.
+        divergence: KL(q ‖ p) of all factors but the assignments, in nats.
     """
 
-    factors: Factors
     normals: Normals
-    elbo: Tensor
-    length: float
+    divergence: Tensor
+
+
+class _OfPrecision(NamedTuple):
+    r"""Expectations of a precision: a matrix, or numbers on the diagonal of one.
+
+    Args:
+        gap: :math:`E \log |\Lambda| - \log |E \Lambda|`.
+        log_det: :math:`E \log |\Lambda|`.
+        divergence: From the prior.
+    """
+
+    gap: Tensor
+    log_det: Tensor
+    divergence: Tensor
 
 
 def families(prior: Prior) -> dict[str, ExponentialFamily]:
@@ -69,197 +81,194 @@ def families(prior: Prior) -> dict[str, ExponentialFamily]:
     return weights | components[prior.kind]
 
 
-def updated(found: Moments, factors: Factors, prior: Prior, *, lr: float = 1.0) -> Factors:
-    r"""Each factor set to the best one given the responsibilities and the others, or the part ``lr`` of the way there.
-
-    .. math:: \eta \leftarrow (1 - \rho) \eta + \rho \, E[\eta^*]
+class MixtureUpdates:
+    """The exact updates of all factors, for one prior.
 
     Args:
-        found: Moments of the rows.
-        factors: The present ones.
-        prior: The prior.
-        lr: ρ, in (0, 1].
+        prior: The prior, of the rows as the moments are taken of them.
     """
-    kinds, result = families(prior), dict(factors)
-    counts, beta = found.counts, prior.relative_precision
-    loc, squares = sums_of_squares(found, prior)
-    kappa = beta + counts
 
-    def move(name: str, target: dict[str, Tensor]) -> None:
-        eta = kinds[name].from_standard(target)
-        result[name] = eta if lr == 1 else factors[name].lerp(eta, lr)
-
-    if prior.kind == "full":
-        move(
-            "loc",
-            {"df": prior.df + counts, "scale_tril": _root_of_inverse(squares), "loc": loc, "relative_precision": kappa},
-        )
-    elif prior.kind == "diag":
-        shape = ((prior.df + counts) / 2)[:, None].expand_as(loc)
-        move(
-            "loc",
-            {
-                "concentration": shape,
-                "rate": squares / 2,
-                "loc": loc,
-                "relative_precision": kappa[:, None].expand_as(loc),
-            },
-        )
-    else:
-        variance = _mean_inverse(factors["precision"], kinds, prior)
-        move(
-            "loc",
-            {
-                "loc": loc,
-                "scale_tril": _root(
-                    variance / kappa.reshape(-1, *([1] * (variance.dim() - 1)))
-                    if prior.kind == "spherical"
-                    else variance / kappa[:, None, None],
-                    prior,
-                ),
-            },
-        )
-        standard = kinds["loc"].standard(result["loc"])
-        where, spread = standard["loc"], standard["scale_tril"] @ standard["scale_tril"].mT
-        apart, pull = found.means - where, where - prior.loc
-        if prior.kind == "tied":
-            scatter = prior.scatter + counts.sum() * found.covariances + (kappa[:, None, None] * spread).sum(0)
-            scatter = scatter + (apart * counts[:, None]).mT @ apart + beta * pull.mT @ pull
-            df = scatter.new_tensor(prior.df + prior.num_components) + counts.sum()
-            move("precision", {"df": df, "scale_tril": _root_of_inverse(scatter)})
+    def __init__(self, prior: Prior) -> None:
+        self.prior = prior
+        self.families = families(prior)
+        self.concentration = prior.concentration
+        if prior.is_process:
+            self.concentration = torch.stack([torch.ones_like(prior.concentration), prior.concentration], -1)
+        # what of the divergence is the same in every sweep
+        self._of_weights = _log_beta(self.concentration).sum()
+        if prior.kind in ("full", "tied"):
+            self._root = torch.linalg.cholesky(prior.scatter)
+            self._halves = torch.arange(prior.dim).to(prior.loc) / 2
+            df = prior.loc.new_tensor(prior.df)
+            self._of_precision = self._log_normalizer(df, -log_det_of_tril(self._root))
         else:
-            traces = spread.diagonal(dim1=-2, dim2=-1).sum(-1)
-            scatter = prior.scatter + counts * (prior.dim * found.covariances + apart.square().sum(1))
-            scatter = scatter + beta * pull.square().sum(1) + kappa * traces
-            move("precision", {"concentration": (prior.df + prior.dim * (1 + counts)) / 2, "rate": scatter / 2})
-    if prior.is_process:
-        rest = counts.flip(0).cumsum(0).flip(0)[1:]
-        move("stick", {"concentration1": 1 + counts[:-1], "concentration0": prior.concentration + rest})
-    else:
-        move("weights", {"concentration": prior.concentration + counts})
-    return result
+            self._shape = prior.loc.new_tensor(prior.df / 2)
+            self._of_precision = torch.lgamma(self._shape) - self._shape * (prior.scatter / 2).log()
 
+    # --- updates ------------------------------------------------------------------------------------------------------
 
-def expected_normals(factors: Factors, prior: Prior) -> Normals:
-    """The normals that responsibilities are taken of."""
-    kinds, dim = families(prior), prior.dim
-    log_weights = expected_log_weights(factors, prior)
-    standard = kinds["loc"].standard(factors["loc"])
-    loc = standard["loc"]
-    if prior.kind == "full":
-        log_scale = (_log_det_gap(standard["df"], dim) - dim / standard["relative_precision"]) / 2
-        factor = standard["df"].sqrt()[:, None, None] * standard["scale_tril"]
-        return Normals(log_weights + log_scale, loc, factor, prior.kind)
-    if prior.kind == "diag":
+    def updated(self, found: Moments, factors: Factors, *, lr: float = 1.0) -> Factors:
+        r"""Each factor set to the best one given the responsibilities and the others, or ``lr`` of the way there.
+
+        .. math:: \eta \leftarrow (1 - \rho) \eta + \rho \, E[\eta^*]
+
+        Args:
+            found: Moments of the rows.
+            factors: The present ones.
+            lr: ρ, in (0, 1].
+        """
+        prior, counts = self.prior, found.counts
+        loc, squares = sums_of_squares(found, prior)
+        kappa = prior.relative_precision + counts
+        result = dict(factors)
+
+        def move(name: str, **target: Tensor) -> None:
+            if lr < 1:
+                family = self.families[name]
+                target = family.standard(family.from_standard(factors[name]).lerp(family.from_standard(target), lr))
+            result[name] = target
+
+        if prior.kind == "full":
+            tril = factor_of_inverse(squares)
+            move("loc", df=prior.df + counts, scale_tril=tril, loc=loc, relative_precision=kappa)
+        elif prior.kind == "diag":
+            shape, each = ((prior.df + counts) / 2)[:, None].expand_as(loc), kappa[:, None].expand_as(loc)
+            move("loc", concentration=shape, rate=squares / 2, loc=loc, relative_precision=each)
+        else:
+            root = self._root_of_mean_inverse(factors["precision"])
+            move("loc", loc=loc, scale_tril=root / kappa.sqrt()[:, None, None])
+            where, spread = result["loc"]["loc"], result["loc"]["scale_tril"]
+            apart, pull = found.means - where, where - prior.loc
+            if prior.kind == "tied":
+                scatter = prior.scatter + counts.sum() * found.covariances
+                scatter = scatter + (kappa[:, None, None] * (spread @ spread.mT)).sum(0)
+                scatter = scatter + (apart * counts[:, None]).mT @ apart + prior.relative_precision * pull.mT @ pull
+                df = prior.df + prior.num_components + counts.sum()
+                move("precision", df=df, scale_tril=factor_of_inverse(scatter))
+            else:
+                scatter = prior.scatter + counts * (prior.dim * found.covariances + apart.square().sum(1))
+                scatter = scatter + prior.relative_precision * pull.square().sum(1)
+                scatter = scatter + kappa * spread.square().sum((-2, -1))
+                shape = (prior.df + prior.dim * (1 + counts)) / 2
+                move("precision", concentration=shape, rate=scatter / 2)
+        if prior.is_process:
+            rest = counts.flip(0).cumsum(0).flip(0)[1:]
+            move("stick", concentration1=1 + counts[:-1], concentration0=prior.concentration + rest)
+        else:
+            move("weights", concentration=prior.concentration + counts)
+        return result
+
+    def at_prior(self) -> Factors:
+        """Factors equal to the prior; of tied and spherical covariances the means have the expected precision."""
+        prior = self.prior
+        K, loc = prior.num_components, prior.loc.expand(prior.num_components, -1)
+        shape = {"full": (K, prior.dim, prior.dim), "tied": (prior.dim, prior.dim), "diag": (K, prior.dim)}
+        covariances = loc.new_zeros(shape.get(prior.kind, (K,)))
+        nothing = Moments(loc.new_zeros(K), loc, covariances, loc.new_zeros(()))
+        precision: Factors = {}
+        if prior.kind == "tied":
+            precision["precision"] = {
+                "df": loc.new_tensor(prior.df),
+                "scale_tril": factor_of_inverse(prior.scatter),
+            }
+        elif prior.kind == "spherical":
+            precision["precision"] = {
+                "concentration": self._shape.expand(K),
+                "rate": (prior.scatter / 2).expand(K),
+            }
+        return self.updated(nothing, precision) | precision
+
+    def started(self, found: Moments) -> Factors:
+        """Factors after a sweep with given moments, such as those of hard assignments."""
+        return self.updated(found, self.at_prior())
+
+    # --- expectations -------------------------------------------------------------------------------------------------
+
+    def expected(self, factors: Factors) -> Expected:
+        """The normals of the next responsibilities, and the divergence from the prior."""
+        prior, dim, beta = self.prior, self.prior.dim, self.prior.relative_precision
+        log_weights, divergence = self._weights(factors)
+        means = factors["loc"]
+        loc, apart = means["loc"], means["loc"] - prior.loc
+        if prior.kind in ("full", "diag"):
+            kappa = means["relative_precision"]
+            share = beta / kappa
+            if prior.kind == "full":
+                each, factor = self._matrix(means), means["df"].sqrt()[:, None, None] * means["scale_tril"]
+                white, traces, log_scale = (apart.unsqueeze(-2) @ factor).square().sum((-2, -1)), dim / kappa, each.gap
+            else:
+                each, precision = self._number(means, self.prior.scatter / 2), means["concentration"] / means["rate"]
+                factor = precision.sqrt()
+                white, traces, log_scale = precision * apart.square(), (1 / kappa).sum(1), each.gap.sum(1)
+            of_means = (beta * white).sum() + (share - 1 - share.log()).sum() * (dim if prior.kind == "full" else 1)
+        else:
+            spread = means["scale_tril"]
+            if prior.kind == "tied":
+                each = self._matrix(factors["precision"])
+                factor = factors["precision"]["df"].sqrt() * factors["precision"]["scale_tril"]
+                traces = (factor.mT @ spread).square().sum((-2, -1))
+                white = (apart @ factor).square().sum(1)
+            else:
+                standard = factors["precision"]
+                each = self._number(standard, prior.scatter / 2)
+                each = _OfPrecision(dim * each.gap, dim * each.log_det, each.divergence)
+                precision = standard["concentration"] / standard["rate"]
+                factor, traces = precision.sqrt(), precision * spread.square().sum((-2, -1))
+                white = precision * apart.square().sum(1)
+            log_scale = each.gap
+            constant = prior.num_components * dim * (1 + math.log(beta))
+            of_means = beta * (traces + white).sum() - constant - log_det_of_tril(spread).sum()
+            of_means = of_means - each.log_det.expand(prior.num_components).sum()
+        normals = Normals(log_weights + (log_scale - traces) / 2, loc, factor, prior.kind)
+        return Expected(normals, divergence + each.divergence.sum() + of_means / 2)
+
+    def _weights(self, factors: Factors) -> tuple[Tensor, Tensor]:
+        """E[log π], ``(K,)``, and the divergence of weights or sticks."""
+        if self.prior.is_process:
+            stick = factors["stick"]
+            alpha = torch.stack([stick["concentration1"], stick["concentration0"]], -1)
+        else:
+            alpha = factors["weights"]["concentration"]
+        log_mean = torch.digamma(alpha) - torch.digamma(alpha.sum(-1, keepdim=True))
+        divergence = ((alpha - self.concentration) * log_mean).sum() - _log_beta(alpha).sum() + self._of_weights
+        if self.prior.is_process:
+            log_stick, log_rest = log_mean.unbind(-1)
+            zero = log_stick.new_zeros(1)
+            log_mean = torch.cat([log_stick, zero]) + torch.cat([zero, log_rest.cumsum(0)])
+        return log_mean, divergence
+
+    def _matrix(self, standard: dict[str, Tensor]) -> _OfPrecision:
+        """Of a Wishart distribution."""
+        df, tril, dim = standard["df"], standard["scale_tril"], self.prior.dim
+        log_det, digammas = log_det_of_tril(tril), torch.digamma(df[..., None] / 2 - self._halves).sum(-1)
+        expected = digammas + dim * math.log(2) + log_det
+        divergence = ((df - self.prior.df) * expected - dim * df) / 2 - self._log_normalizer(df, log_det)
+        trace = (self._root.mT @ tril).square().sum((-2, -1))
+        gap = digammas - dim * (df / 2).log()
+        return _OfPrecision(gap, expected, divergence + df * trace / 2 + self._of_precision)
+
+    def _log_normalizer(self, df: Tensor, log_det: Tensor) -> Tensor:
+        dim = self.prior.dim
+        constant = dim * (dim - 1) / 4 * math.log(math.pi)
+        return (
+            df / 2 * (dim * math.log(2) + log_det) + torch.lgamma(df[..., None] / 2 - self._halves).sum(-1) + constant
+        )
+
+    def _number(self, standard: dict[str, Tensor], rate: Tensor) -> _OfPrecision:
+        """Of gamma distributions."""
         a, b = standard["concentration"], standard["rate"]
-        log_scale = (torch.digamma(a) - a.log() - 1 / standard["relative_precision"]).sum(1) / 2
-        return Normals(log_weights + log_scale, loc, (a / b).sqrt(), prior.kind)
-    precision, spread = kinds["precision"].standard(factors["precision"]), standard["scale_tril"]
-    if prior.kind == "tied":
-        factor = precision["df"].sqrt() * precision["scale_tril"]
-        trace = (factor.mT @ spread).square().sum((-2, -1))
-        return Normals(log_weights + (_log_det_gap(precision["df"], dim) - trace) / 2, loc, factor, prior.kind)
-    a, b = precision["concentration"], precision["rate"]
-    trace = a / b * spread.square().sum((-2, -1))
-    log_scale = (dim * (torch.digamma(a) - a.log()) - trace) / 2
-    return Normals(log_weights + log_scale, loc, (a / b).sqrt(), prior.kind)
+        digamma, log_rate = torch.digamma(a), b.log()
+        divergence = (a - self._shape) * digamma - torch.lgamma(a) + self._shape * log_rate + a * (rate / b - 1)
+        return _OfPrecision(digamma - a.log(), digamma - log_rate, divergence + self._of_precision)
+
+    def _root_of_mean_inverse(self, standard: dict[str, Tensor]) -> Tensor:
+        """Lower triangular L with L Lᵀ the inverse of the expected precision, ``(D, D)`` or ``(K, D, D)``."""
+        if self.prior.kind == "spherical":
+            sd = (standard["rate"] / standard["concentration"]).sqrt()
+            return sd[:, None, None] * torch.eye(self.prior.dim).to(sd)
+        return torch.linalg.cholesky(torch.cholesky_inverse(standard["scale_tril"]) / standard["df"])
 
 
-def expected_log_weights(factors: Factors, prior: Prior) -> Tensor:
-    """E[log π], ``(K,)``."""
-    if not prior.is_process:
-        mean: Tensor = Dirichlet(prior.num_components).mean(factors["weights"])
-        return mean
-    log_stick, log_rest = Beta().mean(factors["stick"]).unbind(-1)
-    zero = log_stick.new_zeros(1)
-    return torch.cat([log_stick, zero]) + torch.cat([zero, log_rest.cumsum(0)])
-
-
-def divergence(factors: Factors, normals: Normals, prior: Prior) -> Tensor:
-    """KL(q ‖ p) of all factors but the assignments, in nats; ``normals`` are their expected ones."""
-    kinds, dim, K = families(prior), prior.dim, prior.num_components
-    start = prior_factors(prior)
-    name = "stick" if prior.is_process else "weights"
-    total = kinds[name].kl(factors[name], start[name]).sum()
-    if prior.kind in ("full", "diag"):
-        return total + kinds["loc"].kl(factors["loc"], start["loc"]).sum()
-    total = total + kinds["precision"].kl(factors["precision"], start["precision"]).sum()
-    # E KL(q(μ) ‖ p(μ | Λ))
-    standard, beta = kinds["loc"].standard(factors["loc"]), prior.relative_precision
-    spread, apart = standard["scale_tril"], standard["loc"] - prior.loc
-    mean = kinds["precision"].mean(factors["precision"])
-    if prior.kind == "tied":
-        log_det = mean[..., 0]
-        traces = (normals.factor.mT @ spread).square().sum((-2, -1)) + (apart @ normals.factor).square().sum(1)
-    else:
-        precision = kinds["precision"].standard(factors["precision"])
-        log_det = dim * (torch.digamma(precision["concentration"]) - precision["rate"].log())
-        traces = normals.factor.square() * (spread.square().sum((-2, -1)) + apart.square().sum(1))
-    own = 2 * spread.diagonal(dim1=-2, dim2=-1).log().sum()
-    log_beta = dim * K * torch.log(torch.as_tensor(beta)).to(total)
-    return total + (beta * traces.sum() - dim * K - log_beta - own - (log_det * traces.new_ones(K)).sum()) / 2
-
-
-def prior_factors(prior: Prior) -> Factors:
-    """Factors equal to the prior; of tied and spherical covariances the means have the expected precision."""
-    K, loc = prior.num_components, prior.loc.expand(prior.num_components, -1)
-    nothing = Moments(loc.new_zeros(K), loc, loc.new_zeros(_shape(prior)), loc.new_zeros(()))
-    kinds = families(prior)
-    factors: Factors = {}
-    if prior.kind == "tied":
-        start = {"df": loc.new_tensor(prior.df), "scale_tril": _root_of_inverse(prior.scatter)}
-        factors["precision"] = kinds["precision"].from_standard(start)
-    elif prior.kind == "spherical":
-        start = {"concentration": loc.new_full((K,), prior.df / 2), "rate": (prior.scatter / 2).expand(K)}
-        factors["precision"] = kinds["precision"].from_standard(start)
-    return updated(nothing, factors, prior) | factors
-
-
-def started(found: Moments, prior: Prior) -> Factors:
-    """Factors after a sweep with given moments, such as those of hard assignments."""
-    return updated(found, prior_factors(prior), prior)
-
-
-def sweep(found: Moments, normals: Normals, factors: Factors, prior: Prior, *, lr: float = 1.0) -> Sweep:
-    """Update all factors for the moments that responsibilities with ``normals`` gave, and say what came of it."""
-    moved = updated(found, factors, prior, lr=lr)
-    after = expected_normals(moved, prior)
-    gained = expected_log_density(found, after) - expected_log_density(found, normals)
-    length = sum(
-        float(((moved[key] - factors[key]) * (family.mean(moved[key]) - family.mean(factors[key]))).sum())
-        for key, family in families(prior).items()
-    )
-    return Sweep(moved, after, found.log_likelihood + gained - divergence(moved, after, prior), length)
-
-
-def _shape(prior: Prior) -> tuple[int, ...]:
-    K, D = prior.num_components, prior.dim
-    return {"full": (K, D, D), "tied": (D, D), "diag": (K, D), "spherical": (K,)}[prior.kind]
-
-
-def _mean_inverse(eta: Tensor, kinds: dict[str, ExponentialFamily], prior: Prior) -> Tensor:
-    """Inverse of the expected precision: ``(D, D)`` tied, ``(K,)`` spherical."""
-    standard = kinds["precision"].standard(eta)
-    if prior.kind == "spherical":
-        return standard["rate"] / standard["concentration"]
-    inverse = torch.cholesky_inverse(standard["scale_tril"])
-    return inverse / standard["df"]
-
-
-def _root(variance: Tensor, prior: Prior) -> Tensor:
-    """Cholesky factors of covariances, which of spherical ones are numbers."""
-    if prior.kind == "tied":
-        return torch.linalg.cholesky(variance)
-    return variance.sqrt()[:, None, None] * torch.eye(prior.dim).to(variance)
-
-
-def _root_of_inverse(matrix: Tensor) -> Tensor:
-    """Lower triangular T with T Tᵀ the inverse."""
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
-    return torch.linalg.cholesky((inverse + inverse.mT) / 2)
-
-
-def _log_det_gap(df: Tensor, dim: int) -> Tensor:
-    r""":math:`E \log |\Lambda| - \log |E \Lambda|` of a Wishart distribution."""
-    steps = torch.arange(dim).to(df)
-    return torch.digamma((df.unsqueeze(-1) - steps) / 2).sum(-1) - dim * (df / 2).log()
+def _log_beta(alpha: Tensor) -> Tensor:
+    """Log normalizer of Dirichlet distributions."""
+    return torch.lgamma(alpha).sum(-1) - torch.lgamma(alpha.sum(-1))

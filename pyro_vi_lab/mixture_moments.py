@@ -203,27 +203,6 @@ def hard_moments(X: Tensor, labels: Tensor, num_components: int, kind: Covarianc
     return Moments(counts, means, covariances, X.new_tensor(math.nan))
 
 
-def expected_log_density(found: Moments, normals: Normals) -> Tensor:
-    r"""What the moments say of other components than those that the responsibilities are of.
-
-    .. math:: \sum_{nk} r_{nk} (s_k + \log \mathrm{Normal}(x_n; \mu_k, \Sigma_k))
-    """
-    counts, means, covariances, _ = found
-    apart, kind = means - normals.loc, normals.kind
-    if kind in ("full", "tied"):
-        white = (apart.unsqueeze(-2) @ normals.factor).squeeze(-2).square().sum(-1)
-        spread = (normals.factor.mT @ covariances @ normals.factor).diagonal(dim1=-2, dim2=-1).sum(-1)
-    elif kind == "diag":
-        white = (apart * normals.factor).square().sum(-1)
-        spread = (covariances * normals.factor.square()).sum(-1)
-    else:
-        white = apart.square().sum(-1) * normals.factor.square()
-        spread = covariances * normals.factor.square() * means.shape[-1]
-    # a component without rows has no part, however impossible it is
-    offsets = torch.where(counts > 0, normals.offsets(), 0.0)
-    return (counts * (offsets - (white + spread) / 2)).sum()
-
-
 def _logits(x: Tensor, normals: Normals) -> tuple[Tensor, Tensor]:
     """Log densities ``(K, n)``, and the rows in the coordinates in which sums are taken."""
     offsets, loc, factor = normals.offsets()[:, None], normals.loc, normals.factor

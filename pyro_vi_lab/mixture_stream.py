@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from pyro_vi_lab.conjugate_mixture import guide_at, mixture_ascent
 from pyro_vi_lab.density_engine import Status
 from pyro_vi_lab.errors import ArgumentError
 from pyro_vi_lab.fitted import Fit
-from pyro_vi_lab.mixture_bayes import divergence, expected_normals, started, updated
+from pyro_vi_lab.mixture_bayes import Factors, MixtureUpdates
 from pyro_vi_lab.mixture_fit import MixtureRows, mixture_of, starts
 from pyro_vi_lab.problem import Problem
 from pyro_vi_lab.program_fit import objective_of
@@ -41,11 +41,49 @@ NUM_PASSES = 5
 """Most passes over the rows by default."""
 
 
+class StreamStart(NamedTuple):
+    """Where a fit batch by batch begins.
+
+    Args:
+        factors: Those of a fit to some of the rows.
+        updates: With the prior, moved with the rows.
+        rows: These rows, with their mean at the origin.
+        orders: Batches of rows to come, pass by pass.
+    """
+
+    factors: Factors
+    updates: MixtureUpdates
+    rows: MixtureRows
+    orders: Iterator[list[tuple[int, int]]]
+
+
+def stream_start(problem: Problem, *, seed: int = 0) -> StreamStart:
+    """A fit to some of the rows, as :func:`fit_stream` begins with it.
+
+    Raises:
+        ArgumentError: A problem of another model or without batches.
+    """
+    model = mixture_of(problem, "fit_stream")
+    size, number = problem.minibatch, problem.num_rows
+    if size is None or number is None:
+        raise ArgumentError(f"problem {problem.name} sees all of its rows at once: make it with minibatch=...")
+    generator = torch.Generator().manual_seed(seed)
+    pieces = next(_orders(number, min(number, max(START_ROWS, size)), generator))
+    first = _batch(_by_name(problem), pieces, None)
+    updates = MixtureUpdates(model.prior.like(first.X).centered(first.center))
+    found = starts(first, model, init="kmeans", num_restarts=1, seed=seed)[0]
+    factors = mixture_ascent(first, updates, updates.started(found), max_sweeps=START_SWEEPS).factors
+    return StreamStart(factors, updates, first, _orders(number, size, generator))
+
+
 def fit_stream(
     problem: Problem,
+    guide: Any = "conjugate",
     *,
+    num_restarts: int = 1,
     seed: int = 0,
     max_steps: int | None = None,
+    lr: float | None = None,
     forgetting: float = 0.75,
     delay: float = 1.0,
     watch: Watch | None = None,
@@ -58,8 +96,11 @@ def fit_stream(
 
     Args:
         problem: The problem; its rows may be memory-mapped.
+        guide: ``"conjugate"``, or its class.
+        num_restarts: One.
         seed: Seed of the start and of the order of the rows.
         max_steps: Most batches; by default five passes over the rows.
+        lr: None: the step sizes follow from the next two.
         forgetting: κ, in (½, 1]: how quickly the steps become small.
         delay: τ, at least 1: how small the first ones are.
         watch: Who is told of every batch.
@@ -67,36 +108,34 @@ def fit_stream(
     Raises:
         ArgumentError: A problem of another model or without batches, or a number out of range.
     """
-    model = mixture_of(problem, "fit_stream")
-    size, number = problem.minibatch, problem.num_rows
-    if size is None or number is None:
-        raise ArgumentError(f"problem {problem.name} sees all of its rows at once: make it with minibatch=...")
+    if num_restarts != 1:
+        raise ArgumentError(f"num_restarts={num_restarts}: a fit on batches of rows has one start")
+    if lr is not None:
+        raise ArgumentError(f"lr={lr}: a fit of a mixture on batches of rows has step sizes of its own: leave it out")
     if not 0.5 < forgetting <= 1:
         raise ArgumentError(f"forgetting is κ in (1/2, 1], got {forgetting!r}")
     if not 1 <= delay < math.inf:
         raise ArgumentError(f"delay is τ, from 1 up, got {delay!r}")
     began, data = time.perf_counter(), _by_name(problem)
-    generator = torch.Generator().manual_seed(seed)
-    first = _batch(data, next(_orders(number, min(number, max(START_ROWS, size)), generator)), None)
-    prior = model.prior.like(first.X).centered(first.center)
-    found = starts(first, model, init="kmeans", num_restarts=1, seed=seed)[0]
-    factors = mixture_ascent(first, started(found, prior), prior, max_sweeps=START_SWEEPS).factors
+    factors, updates, first, orders = stream_start(problem, seed=seed)
+    size, number = problem.minibatch, problem.num_rows
+    assert size is not None
+    assert number is not None
     elbo: list[float] = []
     rates: list[float] = []
     seconds: list[float] = []
     most = NUM_PASSES * math.ceil(number / size) if max_steps is None else max_steps
     status, pass_began = Status.OUT_OF_STEPS, 0
     total = float(data["sample_weight"].sum()) if "sample_weight" in data else float(number)
-    orders = _orders(number, size, generator)
     while len(elbo) < most:
         rows = next(orders)
         batch = _batch(data, rows, first.center)
         rate = (len(elbo) + delay) ** -forgetting
-        normals = expected_normals(factors, prior)
+        normals, divergence = updates.expected(factors)
         found = batch.moments(normals)
         scale = total / batch.total
-        elbo.append(float(scale * found.log_likelihood - divergence(factors, normals, prior)))
-        factors = updated(found._replace(counts=scale * found.counts), factors, prior, lr=rate)
+        elbo.append(float(scale * found.log_likelihood - divergence))
+        factors = updates.updated(found._replace(counts=scale * found.counts), factors, lr=rate)
         rates.append(rate)
         seconds.append(time.perf_counter() - began)
         row = {"negative_elbo": -elbo[-1], "step_size": rate, "seconds": seconds[-1]}
@@ -107,12 +146,12 @@ def fit_stream(
                 status = Status.CONVERGED
                 break
             pass_began = len(elbo)
-    guide = guide_at(problem, factors, prior, first.center, {"X": first.X[:2]}, seed=seed)
+    made = guide_at(problem, guide, factors, first.center, {"X": first.X[:2]}, seed=seed)
     still = "the bound no longer moves by more than its noise from batch to batch"
     return Fit(
         problem=problem,
         method="conjugate",
-        guide=guide,
+        guide=made,
         params=None,
         statuses=(status,),
         message=f"converged: {still}"
@@ -123,7 +162,7 @@ def fit_stream(
         seconds=time.perf_counter() - began,
         seed=seed,
         history={"negative_elbo": -np.array(elbo), "step_size": np.array(rates), "seconds": np.array(seconds)},
-        objective=objective_of(problem, guide, None, None, "auto"),
+        objective=objective_of(problem, made, None, None, "auto"),
     )
 
 

@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from pyro_vi_lab.mixture_moments import Covariance
+from pyro_vi_lab.mixture_moments import Covariance, Moments, Normals
 from pyro_vi_lab.mixture_prior import Parameters
 
 KINDS: tuple[Covariance, ...] = ("full", "tied", "diag", "spherical")
@@ -53,3 +53,24 @@ def log_densities(X: Tensor, one: Parameters, observed: Tensor | None = None) ->
             normal = stats.multivariate_normal(one.loc[k].numpy()[here], covariances[k][np.ix_(here, here)])
             result[n, k] = np.log(float(one.weights[k])) + normal.logpdf(X[n].numpy()[here])
     return result
+
+
+def expected_log_density(found: Moments, normals: Normals) -> Tensor:
+    r"""What the moments say of other components than those that the responsibilities are of.
+
+    .. math:: \sum_{nk} r_{nk} (s_k + \log \mathrm{Normal}(x_n; \mu_k, \Sigma_k))
+    """
+    counts, means, covariances, _ = found
+    apart, kind = means - normals.loc, normals.kind
+    if kind in ("full", "tied"):
+        white = (apart.unsqueeze(-2) @ normals.factor).squeeze(-2).square().sum(-1)
+        spread = (normals.factor.mT @ covariances @ normals.factor).diagonal(dim1=-2, dim2=-1).sum(-1)
+    elif kind == "diag":
+        white = (apart * normals.factor).square().sum(-1)
+        spread = (covariances * normals.factor.square()).sum(-1)
+    else:
+        white = apart.square().sum(-1) * normals.factor.square()
+        spread = covariances * normals.factor.square() * means.shape[-1]
+    # a component without rows has no part, however impossible it is
+    offsets = torch.where(counts > 0, normals.offsets(), 0.0)
+    return (counts * (offsets - (white + spread) / 2)).sum()

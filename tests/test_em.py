@@ -11,7 +11,7 @@ from torch import Tensor
 import pyro_vi_lab as vl
 from pyro_vi_lab.errors import ArgumentError, DataError
 from pyro_vi_lab.guides import MAP, MLE
-from pyro_vi_lab.mixture_moments import Covariance, expected_log_density, moments
+from pyro_vi_lab.mixture_moments import Covariance, moments
 from pyro_vi_lab.mixture_prior import Parameters, log_prior, maximum_posterior
 from pyro_vi_lab.models import GaussianMixture
 from tests import mixtures
@@ -199,7 +199,7 @@ def test_the_maximum_of_the_posterior_is_one_given_responsibilities() -> None:
         best = maximum_posterior(sums, prior)
 
         def value(one: Parameters, sums=sums, prior=prior) -> float:
-            return float(expected_log_density(sums, one.normals()) + log_prior(one, prior))
+            return float(mixtures.expected_log_density(sums, one.normals()) + log_prior(one, prior))
 
         top, rng = value(best), np.random.default_rng(0)
         for _ in range(10):

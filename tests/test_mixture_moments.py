@@ -9,7 +9,6 @@ from pyro_vi_lab.missing_moments import observed_log_densities, observed_moments
 from pyro_vi_lab.mixture_moments import (
     Covariance,
     covariance_of_factor,
-    expected_log_density,
     factor_of_covariance,
     hard_moments,
     log_densities,
@@ -77,7 +76,7 @@ def test_expected_density_of_other_components(kind: Covariance) -> None:
     r = softmax(mixtures.log_densities(X, one), 1)
     expected = (r * mixtures.log_densities(X, other)).sum()
     found = moments(X, one.normals())
-    assert float(expected_log_density(found, other.normals())) == pytest.approx(float(expected), rel=1e-10)
+    assert float(mixtures.expected_log_density(found, other.normals())) == pytest.approx(float(expected), rel=1e-10)
 
 
 @EACH

@@ -8,7 +8,7 @@ import torch
 
 import pyro_vi_lab as vl
 from pyro_vi_lab.errors import ArgumentError
-from pyro_vi_lab.mixture_bayes import divergence, expected_normals, families
+from pyro_vi_lab.mixture_bayes import MixtureUpdates
 from pyro_vi_lab.mixture_fit import rows_of
 from pyro_vi_lab.mixture_stream import _orders, fit_stream
 from pyro_vi_lab.models import GaussianMixture
@@ -35,14 +35,13 @@ def test_one_pass_from_disk_is_at_the_bound_of_all_rows(tmp_path: Path) -> None:
     rows = rows_of(whole)
     torch.testing.assert_close(problem.model.covariance_prior, whole.model.covariance_prior)
     best = vl.fit(whole, "conjugate", max_steps=100, progress=False)
-    prior = whole.model.prior.centered(rows.center)
+    updates = MixtureUpdates(whole.model.prior.centered(rows.center))
     factors = {}
-    for name, family in families(prior).items():
-        standard = family.standard(fit.guide.natural(name))
-        shift = rows.center if name == "loc" else 0.0
-        factors[name] = family.from_standard(standard | ({"loc": standard["loc"] - shift} if name == "loc" else {}))
-    normals = expected_normals(factors, prior)
-    bound = float(rows.moments(normals).log_likelihood - divergence(factors, normals, prior))
+    for name in updates.families:
+        standard = fit.guide.standard(name)
+        factors[name] = standard | ({"loc": standard["loc"] - rows.center} if name == "loc" else {})
+    normals, divergence = updates.expected(factors)
+    bound = float(rows.moments(normals).log_likelihood - divergence)
     top = -best.history["negative_elbo"][-1]
     assert top - 1e-3 * abs(top) < bound <= top + 1e-6 * abs(top)
     assert fit.posterior(10).draws["loc"].shape == (1, 10, 3, 3)
