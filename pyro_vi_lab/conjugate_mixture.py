@@ -68,8 +68,8 @@ def mixture_ascent(
         lr: Step size; 1 is coordinate ascent, whose bound never falls.
         tolerance: Nats that all later sweeps may still gain when it ends.
         began: When the clock started; now if ``None``.
-        on_sweep: Called with the number of each sweep, the bound and the seconds; the ascent ends where it returns
-            ``True``.
+        on_sweep: Called with the number of each sweep (0: the start), the bound and the seconds; the ascent ends where
+            it returns ``True``.
     """
     began = time.perf_counter() if began is None else began
     elbo: list[float] = []
@@ -80,8 +80,7 @@ def mixture_ascent(
         elbo.append(float(found.log_likelihood - divergence))
         seconds.append(time.perf_counter() - began)
         sweeps, converged = len(elbo) - 1, _remaining(elbo) <= tolerance
-        ended = sweeps > 0 and on_sweep(sweeps, elbo[-1], seconds[-1])
-        if converged or ended or sweeps == max_sweeps:
+        if on_sweep(sweeps, elbo[-1], seconds[-1]) or converged or sweeps == max_sweeps:
             return MixtureAscent(factors, elbo, seconds, converged)
         factors = updates.updated(found, factors, lr=lr)
 
