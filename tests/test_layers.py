@@ -93,7 +93,7 @@ LAYERS = (
     ),
     ("explain", "export", "report/", "checkpoint"),
     ("compare",),
-    ("cli",),
+    ("cli/",),
     ("__init__", "__main__"),
 )
 LAYER_OF = {name.rstrip("/"): level for level, names in enumerate(LAYERS) for name in names}

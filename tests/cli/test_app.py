@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from pyro_vi_lab.cli import app
 from pyro_vi_lab.models import MODELS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 HEADER = """
 import pyro
@@ -225,7 +225,8 @@ def test_seeds_out_of_range_are_named(tmp_path: Path) -> None:
 def test_an_unwritable_out_is_found_before_any_work(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pyro_vi_lab.cli._problem", lambda _: pytest.fail("the work began"))
+    for module in ("fitting", "comparing"):
+        monkeypatch.setattr(f"pyro_vi_lab.cli.{module}.read_problem", lambda *_, **__: pytest.fail("the work began"))
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         result = run(command, "eight_schools", "--out", out)
