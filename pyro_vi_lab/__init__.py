@@ -29,6 +29,7 @@ from pyro_vi_lab.export import to_arviz
 from pyro_vi_lab.fit import Fit, fit
 from pyro_vi_lab.fit_epochs import fit_epochs
 from pyro_vi_lab.fused_adam import FusedAdam
+from pyro_vi_lab.model_choice import ModelChoice, choose_model
 from pyro_vi_lab.natural_gradient import NaturalGradient
 from pyro_vi_lab.nuts import nuts
 from pyro_vi_lab.objectives import ELBO, IWAE, PerSiteELBO, RenyiELBO
@@ -49,6 +50,7 @@ __all__ = [
     "LabError",
     "LabWarning",
     "LogDensity",
+    "ModelChoice",
     "NaturalGradient",
     "PerSiteELBO",
     "Posterior",
@@ -57,6 +59,7 @@ __all__ = [
     "Status",
     "TensorBoard",
     "checks",
+    "choose_model",
     "compare",
     "coordinate_ascent",
     "em",

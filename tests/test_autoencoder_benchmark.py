@@ -52,4 +52,4 @@ def test_page_has_a_row_for_each_seed() -> None:
     text = page(mine, theirs, 7)
     assert "| 0 | -17.500 ± 0.500 | -17.750 ± 0.250 | 2.0 | 4.0 |" in text
     assert difference(mine, theirs) == (0.0, 0.25)
-    assert "Difference: +0.000 ± 0.250 nats a digit." in text
+    assert "Difference: +0.000 ± 0.250 nats a digit; goal met." in text

@@ -91,7 +91,7 @@ LAYERS = (
         "tensorboard",
         "whole_step",
     ),
-    ("explain", "export", "report/", "checkpoint"),
+    ("explain", "export", "report/", "checkpoint", "model_choice"),
     ("compare",),
     ("cli/",),
     ("__init__", "__main__"),

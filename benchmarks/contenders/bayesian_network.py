@@ -1,4 +1,7 @@
-"""Networks with random weights, a plain one, and its Laplace approximation: fitted to some rows, judged on others."""
+"""Networks with random weights, a plain one, and its Laplace approximation: fitted to some rows, judged on others.
+
+What each has to choose, a temperature or a weight decay, it chooses by the same rows, held out of those that it may see.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,7 @@ from benchmarks.channel import Channel
 from pyro_vi_lab.models import BayesianNeuralNetwork, ClassPrediction, NormalPrediction
 
 DRAWS = 200
-PLAIN_LR, WEIGHT_DECAY = 1e-3, 5e-4
-"""As in the examples of laplace-torch."""
+PLAIN_LR = 1e-3
 
 
 def network(sizes: list[int], seed: int) -> nn.Module:
@@ -42,41 +44,121 @@ def judge(prediction: NormalPrediction | ClassPrediction, y: Tensor) -> dict[str
     }
 
 
+def tensors(arrays: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(value) for name, value in arrays.items()}
+
+
+def model_of(sizes: list[int], seed: int, temperature: float) -> BayesianNeuralNetwork:
+    likelihood: Any = "categorical" if sizes[-1] > 1 else "normal"
+    return BayesianNeuralNetwork(network(sizes, seed), likelihood=likelihood, temperature=temperature)
+
+
+def fitted(problem: Any, *, max_steps: int, seed: int = 0) -> tuple[Any, float]:
+    """A fit with all defaults, and the processor's seconds that it took."""
+    from pyro_vi_lab import fit
+    from pyro_vi_lab.guides import NetworkNormal
+
+    pyro.clear_param_store()
+    began = time.process_time()
+    result = fit(problem, NetworkNormal, seed=seed, max_steps=max_steps, progress=False)
+    return result, time.process_time() - began
+
+
+def judged_fit(model: BayesianNeuralNetwork, result: Any, seconds: float, data: Mapping[str, Tensor]) -> dict[str, Any]:
+    judged = judge(model.predictive(result, data["x_new"], num_draws=DRAWS), data["y_new"])
+    return {**judged, "seconds": seconds, "steps": result.num_steps, "status": result.status.value}
+
+
+def choose(
+    channel: Channel,
+    *,
+    arrays: Mapping[str, Any],
+    sizes: list[int],
+    temperatures: list[float],
+    num_splits: int,
+    batch: int,
+    max_steps: int,
+) -> None:
+    """Score of every temperature on the rows that are held out, and the fit of the best one to all rows."""
+    from pyro_vi_lab import choose_model
+
+    data, seconds = tensors(arrays), [0.0]
+
+    def timed(problem: Any) -> Any:
+        result, seconds[0] = fitted(problem, max_steps=max_steps)
+        return result
+
+    models = {temperature: model_of(sizes, 0, temperature) for temperature in temperatures}
+    choice = choose_model(models, data["x"], data["y"], fit=timed, num_splits=num_splits, minibatch=batch)
+    scores = {name: float(score.mean()) for name, score in choice.scores.items()}
+    run = judged_fit(choice.model, choice.fit, seconds[0], data)
+    channel.send({"scores": scores, "chosen": choice.name, "run": run})
+
+
 def ours(
     channel: Channel,
     *,
     arrays: Mapping[str, Any],
     sizes: list[int],
-    estimator: str,
-    how: str,
-    gain: float,
+    temperature: float,
     seed: int,
     batch: int,
     max_steps: int,
 ) -> None:
-    from pyro_vi_lab import FusedAdam, fit
-    from pyro_vi_lab.guides import NetworkNormal
-
-    pyro.clear_param_store()
-    data = {name: torch.from_numpy(value) for name, value in arrays.items()}
-    likelihood: Any = "categorical" if sizes[-1] > 1 else "normal"
-    model = BayesianNeuralNetwork(network(sizes, seed), likelihood=likelihood, gain=gain)
-    choice: Any = estimator
-    began = time.process_time()
+    data, model = tensors(arrays), model_of(sizes, seed, temperature)
     problem = model.problem(data["x"], data["y"], minibatch=batch)
-    optim = FusedAdam({"lr": 0.01}) if how == "Adam" else None
-    guide = NetworkNormal(model, estimator=choice)
-    result = fit(problem, guide, optim=optim, seed=seed, max_steps=max_steps, progress=False)
-    seconds = time.process_time() - began
-    elbo, _ = result.elbo(200)
-    judged = judge(model.predictive(result, data["x_new"], num_draws=DRAWS), data["y_new"])
-    channel.send({**judged, "seconds": seconds, "elbo": elbo, "steps": result.num_steps, "status": result.status.value})
+    result, seconds = fitted(problem, max_steps=max_steps, seed=seed)
+    channel.send(judged_fit(model, result, seconds, data))
 
 
-def _trained(data: Mapping[str, Tensor], sizes: list[int], seed: int, batch: int, epochs: int) -> nn.Module:
+def decays(
+    channel: Channel,
+    *,
+    arrays: Mapping[str, Any],
+    sizes: list[int],
+    weight_decays: list[float],
+    num_splits: int,
+    batch: int,
+    epochs: int,
+) -> None:
+    """Score of the plain network with every weight decay, on the rows that are held out of ours too."""
+    from pyro_vi_lab import choose_model
+
+    data = tensors(arrays)
+
+    class Plain:
+        def __init__(self, weight_decay: float) -> None:
+            self.weight_decay = weight_decay
+
+        def problem(self, x: Tensor, y: Tensor, *, minibatch: int | None = None) -> Any:
+            seen = {"x": x, "y": y}
+            return seen, _trained(seen, sizes, 0, batch, epochs, self.weight_decay)
+
+        def predictive(self, trained: Any, x: Tensor) -> NormalPrediction | ClassPrediction:
+            return plain_prediction(trained[1], trained[0], x)
+
+    models = {weight_decay: Plain(weight_decay) for weight_decay in weight_decays}
+    choice = choose_model(models, data["x"], data["y"], fit=lambda trained: trained, num_splits=num_splits)
+    scores = {name: float(score.mean()) for name, score in choice.scores.items()}
+    channel.send({"scores": scores, "chosen": choice.name})
+
+
+@torch.no_grad()
+def plain_prediction(net: nn.Module, seen: Mapping[str, Tensor], x: Tensor) -> NormalPrediction | ClassPrediction:
+    """What a network predicts whose weights are taken as known; the noise is that of the rows it was trained on."""
+    outputs = net(x)
+    if outputs.shape[1] > 1:
+        return ClassPrediction(outputs.log_softmax(-1)[None])
+    residual = (net(seen["x"])[:, 0] - seen["y"]).square().mean().sqrt()
+    return NormalPrediction(outputs.T, residual[None])
+
+
+def _trained(
+    data: Mapping[str, Tensor], sizes: list[int], seed: int, batch: int, epochs: int, weight_decay: float
+) -> nn.Module:
     """By Adam with weight decay, the step size falling to zero as half a cosine."""
     net = network(sizes, seed)
-    optim = torch.optim.Adam(net.parameters(), lr=PLAIN_LR, weight_decay=WEIGHT_DECAY)
+    optim = torch.optim.Adam(net.parameters(), lr=PLAIN_LR, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optim, epochs)
     for _ in range(epochs):
         for index in torch.randperm(len(data["x"])).split(batch):
@@ -102,22 +184,16 @@ def peers(
     seed: int,
     batch: int,
     epochs: int,
+    weight_decay: float,
 ) -> None:
     """The plain network, and Laplace around it: Kronecker-factored, prior precision and noise by marginal likelihood."""
     from laplace import Laplace
 
-    data = {name: torch.from_numpy(value) for name, value in arrays.items()}
+    data = tensors(arrays)
     began = time.process_time()
-    net = _trained(data, sizes, seed, batch, epochs)
+    net = _trained(data, sizes, seed, batch, epochs, weight_decay)
     trained = time.process_time() - began
-    with torch.no_grad():
-        outputs, fitted = net(data["x_new"]), net(data["x"])
-    plain: NormalPrediction | ClassPrediction
-    if sizes[-1] > 1:
-        plain = ClassPrediction(outputs.log_softmax(-1)[None])
-    else:
-        residual = (fitted[:, 0] - data["y"]).square().mean().sqrt()
-        plain = NormalPrediction(outputs.T, residual[None])
+    plain = plain_prediction(net, data, data["x_new"])
     found = {"plain network": {**judge(plain, data["y_new"]), "seconds": trained}}
 
     began = time.process_time()
@@ -153,4 +229,4 @@ def peers(
     channel.send(found)
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"ours": ours, "peers": peers}
+COMMANDS: dict[str, Callable[..., None]] = {"choose": choose, "ours": ours, "decays": decays, "peers": peers}

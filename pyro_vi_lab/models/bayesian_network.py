@@ -5,30 +5,34 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pyro_vi_lab.errors import ArgumentError, DataError, LabWarning, ModelError, unknown_name
+from pyro_vi_lab.errors import ArgumentError, LabWarning, ModelError, unknown_name
 from pyro_vi_lab.isolation import seeded
 from pyro_vi_lab.layer_noise import with_layer_noise
 from pyro_vi_lab.models.design import positive, scikit_learn_data, standardized
+from pyro_vi_lab.models.network_data import (
+    LIKELIHOODS,
+    NetworkLikelihood,
+    check_outputs,
+    network_inputs,
+    network_outcome,
+    one_output,
+)
 from pyro_vi_lab.models.prediction import ClassPrediction, NormalPrediction
 from pyro_vi_lab.models.weight_priors import PriorScale, check_network, dtype_of, weight_priors
 from pyro_vi_lab.posterior import Posterior
 from pyro_vi_lab.problem import Problem
 
-Likelihood = Literal["normal", "categorical", "bernoulli"]
-LIKELIHOODS: tuple[Likelihood, ...] = ("normal", "categorical", "bernoulli")
 OWN_SITES = ("y", "noise_scale", "row")
-EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
-"""Layers that take whole numbers as they are."""
 DRAWS = 100
 """Draws of the weights for a prediction, unless told otherwise."""
 CHUNK_NUMBERS = 2**24
@@ -77,6 +81,10 @@ class BayesianNeuralNetwork(PyroModule):
         gain: g.
         noise_scale: σ where it is known, in units of y; of ``"normal"`` only. If ``None``, its logarithm has a standard
             normal prior, which suits outcomes that are standardized.
+        temperature: T; the likelihood counts to the power 1/T. One is Bayes' rule. Below one ("cold") the result is a
+            tempered posterior, and its ELBO no bound on the evidence of the data; for independent normals, whose ELBO
+            keeps most weights of a network near their prior, it often predicts new rows better. Choose it by rows that
+            are held out, as the weight decay of a plain network: :func:`pyro_vi_lab.choose_model`.
 
     Shape:
         X ``(N, ...)``, whatever the network takes, rows first; y ``(N,)``, or ``(N, K)`` of ``"normal"`` for a network
@@ -88,6 +96,8 @@ class BayesianNeuralNetwork(PyroModule):
     References:
         Blundell, Cornebise, Kavukcuoglu & Wierstra 2015, "Weight uncertainty in neural networks", ICML.
         MacKay 1992, "A practical Bayesian framework for backpropagation networks", Neural Computation 4(3).
+        Wenzel et al. 2020, "How good is the Bayes posterior in deep neural networks really?", ICML; Aitchison 2021, "A
+        statistical theory of cold posteriors in deep neural networks", ICLR (temperatures, and curated labels).
 
     Example:
         >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
@@ -105,11 +115,12 @@ class BayesianNeuralNetwork(PyroModule):
         self,
         net: nn.Module,
         *,
-        likelihood: Likelihood = "normal",
+        likelihood: NetworkLikelihood = "normal",
         prior_scale: PriorScale = "fan_in",
         bias_scale: float = 1.0,
         gain: float = 1.0,
         noise_scale: float | None = None,
+        temperature: float = 1.0,
     ) -> None:
         super().__init__()
         if likelihood not in LIKELIHOODS:
@@ -118,14 +129,15 @@ class BayesianNeuralNetwork(PyroModule):
             if likelihood != "normal":
                 raise ArgumentError(f"noise_scale is for likelihood='normal'; {likelihood!r} has none: leave it out")
             positive(noise_scale=noise_scale)
+        positive(temperature=temperature)
         self.net = copy.deepcopy(check_network(net)).eval().requires_grad_(False)
         self.priors = weight_priors(self._net, prior_scale, bias_scale, gain)
         if taken := sorted(set(self.priors) & set(OWN_SITES)):
             raise ArgumentError(
                 f"net has a parameter {taken[0]!r}, which is the name of a site of the model: rename it"
             )
-        self.likelihood: Likelihood = likelihood
-        self.noise_scale = noise_scale
+        self.likelihood: NetworkLikelihood = likelihood
+        self.noise_scale, self.temperature = noise_scale, temperature
         self.dtype = dtype_of(self._net)
 
     @property
@@ -153,7 +165,7 @@ class BayesianNeuralNetwork(PyroModule):
                 zero + self.noise_scale if self.noise_scale else pyro.sample("noise_scale", dist.LogNormal(zero, 1.0))
             )
         outputs, event_dim = self._outputs(X, weights)
-        with pyro.plate("row", X.shape[0]):
+        with pyro.plate("row", X.shape[0]), poutine.scale(scale=1 / self.temperature):
             pyro.sample("y", self._observation(outputs, event_dim, noise), obs=y)
         return outputs
 
@@ -168,21 +180,18 @@ class BayesianNeuralNetwork(PyroModule):
             def run() -> Any:
                 return functional_call(self._net, weights, (X,))
 
-            outputs = self._squeezed(with_layer_noise(run, weights, len(X)))
+            outputs = one_output(with_layer_noise(run, weights, len(X)), self.likelihood)
             return outputs, outputs.dim() - 1
         flat = {
             name: value.expand(*batch, *value.shape[len(shape) :]).flatten(0, len(batch) - 1)
             for (name, value), shape in zip(weights.items(), shapes, strict=True)
         }
-        outputs = torch.vmap(lambda w: self._squeezed(functional_call(self._net, w, (X,))))(flat)
+        outputs = torch.vmap(lambda w: self._run(w, X))(flat)
         # the last of the dimensions on the left is that of the rows
         return outputs.reshape(*batch[:-1], *outputs.shape[1:]), outputs.dim() - 2
 
-    def _squeezed(self, outputs: Any) -> Tensor:
-        if not isinstance(outputs, Tensor):
-            raise ArgumentError(f"net must give one tensor, it gives a {type(outputs).__name__}")
-        one = outputs.dim() == 2 and outputs.shape[1] == 1 and self.likelihood != "categorical"
-        return outputs.squeeze(-1) if one else outputs
+    def _run(self, weights: Mapping[str, Tensor], X: Tensor) -> Tensor:
+        return one_output(functional_call(self._net, dict(weights), (X,)), self.likelihood)
 
     def _observation(self, outputs: Tensor, event_dim: int, noise: Tensor | float) -> Any:
         if self.likelihood == "categorical":
@@ -210,91 +219,13 @@ class BayesianNeuralNetwork(PyroModule):
             ArgumentError: The network cannot take rows of such a shape, its outputs do not fit the likelihood, or those
                 of a row depend on the other rows.
         """
-        inputs = self._inputs(X)
-        outcome = self._outcome(y, len(inputs))
-        self._check_outputs(inputs, outcome)
+        inputs = network_inputs(X, self._net, self.dtype)
+        outcome = network_outcome(y, len(inputs), self.likelihood, self.dtype)
+        check_outputs(self._net, inputs, outcome, self.likelihood)
         with warnings.catch_warnings():
             # it has the type that its user gave the network
             warnings.filterwarnings("ignore", message=".* tensors of its own, so it runs in", category=LabWarning)
             return Problem(self, inputs, outcome, minibatch=minibatch, name=name)
-
-    def _inputs(self, X: Any) -> Tensor:
-        inputs = _tensor("X", X)
-        if inputs.is_floating_point() or not any(isinstance(layer, EMBEDDINGS) for layer in self._net.modules()):
-            inputs = inputs.to(self.dtype)
-        if inputs.dim() == 0 or inputs.numel() == 0:
-            raise DataError(f"X has shape {tuple(inputs.shape)}: expected at least one row, (rows, ...)")
-        _refuse_missing("X", inputs)
-        return inputs
-
-    def _outcome(self, y: Any, num_rows: int) -> Tensor:
-        outcome = _tensor("y", y)
-        if outcome.dim() == 2 and outcome.shape[1] == 1:
-            raise DataError(f"y has shape {tuple(outcome.shape)}; expected ({num_rows},), one value per row: y[:, 0]")
-        if outcome.dim() == 0 or len(outcome) != num_rows:
-            raise DataError(f"X has {num_rows} rows and y has shape {tuple(outcome.shape)}; each row needs its outcome")
-        _refuse_missing("y", outcome)
-        if self.likelihood == "normal":
-            return outcome.to(self.dtype)
-        if outcome.dim() != 1:
-            raise DataError(f"y has shape {tuple(outcome.shape)}; expected ({num_rows},), one label per row")
-        whole = outcome == outcome.double().round()
-        if self.likelihood == "bernoulli":
-            whole &= (outcome == 0) | (outcome == 1)
-        if not bool(whole.all()):
-            row = int((~whole).nonzero()[0])
-            kinds = "0 and 1" if self.likelihood == "bernoulli" else "classes 0, 1, 2, ..."
-            raise DataError(f"y has the label {float(outcome[row]):g} in row {row}; expected {kinds}")
-        return outcome.to(self.dtype) if self.likelihood == "bernoulli" else outcome.long()
-
-    def _check_outputs(self, X: Tensor, y: Tensor | None) -> None:
-        """Run the network on the first rows, and see whether likelihood and outcome fit what comes out."""
-        few = X[:2]
-        try:
-            with torch.no_grad():
-                outputs, alone = self._net(few), self._net(few[:1])
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise DataError(
-                f"net cannot take X of shape {tuple(X.shape)}, of which a row has {tuple(X.shape[1:])}: {reason}"
-            ) from error
-        outputs, alone = self._squeezed(outputs), self._squeezed(alone)
-        shape = tuple(outputs.shape)
-        if outputs.dim() == 0 or len(outputs) != len(few):
-            raise ArgumentError(f"net gives {shape} for {len(few)} rows; expected one output or a row of outputs each")
-        if self.likelihood == "categorical":
-            if outputs.dim() != 2 or shape[1] < 2:
-                raise ArgumentError(
-                    f"net gives {shape} for {len(few)} rows; likelihood='categorical' needs a logit for each of at "
-                    "least two classes, (rows, classes)"
-                )
-            if y is not None and bool((wrong := (y < 0) | (y >= shape[1])).any()):
-                row = int(wrong.nonzero()[0])
-                raise DataError(
-                    f"y has the label {int(y[row])} in row {row}; net has {shape[1]} outputs, for classes 0 to "
-                    f"{shape[1] - 1}"
-                )
-        elif self.likelihood == "bernoulli" and outputs.dim() != 1:
-            raise ArgumentError(
-                f"net gives {shape} for {len(few)} rows; likelihood='bernoulli' needs one logit each, (rows, 1)"
-            )
-        elif self.likelihood == "normal":
-            if outputs.dim() > 2:
-                raise ArgumentError(f"net gives {shape} for {len(few)} rows; expected (rows,) or (rows, outputs)")
-            if y is not None and y.shape[1:] != outputs.shape[1:]:
-                raise ArgumentError(
-                    f"net gives {shape} for {len(few)} rows; y has shape {tuple(y.shape)}, so it needs "
-                    f"{y.shape[1] if y.dim() == 2 else 1} output(s) for each row"
-                )
-        bad = ~torch.isfinite(outputs)
-        if bool(bad.any()):
-            raise ArgumentError(f"net gives outputs that are not finite, in row {int(bad.nonzero()[0][0])} of X")
-        eps = torch.finfo(outputs.dtype).eps ** 0.5
-        if not torch.allclose(outputs[:1], alone, rtol=eps, atol=eps * float(1 + alone.abs().max())):
-            raise ArgumentError(
-                "net gives another output for the first row of X alone than beside the second: the likelihood is no "
-                "product over rows, and that of a minibatch no estimate of it"
-            )
 
     # --- predictions --------------------------------------------------------------------------------------------------
 
@@ -329,14 +260,14 @@ class BayesianNeuralNetwork(PyroModule):
             ArgumentError: ``posterior`` lacks a weight, or is no posterior.
             DataError: As in :meth:`problem`.
         """
-        inputs = self._inputs(X)
-        self._check_outputs(inputs, None)
+        inputs = network_inputs(X, self._net, self.dtype)
+        check_outputs(self._net, inputs, None, self.likelihood)
         draws = self._draws(posterior, num_draws, seed)
         weights = {name: draws[name].to(self.dtype) for name in self.priors}
         per_draw = max(1, sum(value[0].numel() for value in weights.values()) + inputs.numel())
         with torch.no_grad(), seeded(None):
             run = torch.vmap(
-                lambda w: self._squeezed(functional_call(self._net, w, (inputs,))),
+                lambda w: self._run(w, inputs),
                 chunk_size=max(1, CHUNK_NUMBERS // per_draw),
             )
             outputs = run(weights)
@@ -393,30 +324,3 @@ def example() -> Problem:
         net = nn.Sequential(nn.Linear(data.X.shape[1], 8), nn.Tanh(), nn.Linear(8, 1)).double()
     model = BayesianNeuralNetwork(net)
     return model.problem(standardized(data.X), standardized(data.y), name="bayesian_neural_network")
-
-
-def _tensor(name: str, values: Any) -> Tensor:
-    if isinstance(values, Tensor):
-        return values.detach()
-    for column in getattr(values, "columns", ()):
-        if values[column].dtype.kind not in "biuf":
-            raise DataError(f"column {str(column)!r} of {name} is not numeric (dtype {values[column].dtype})")
-    try:
-        array = np.asarray(values)
-    except ValueError as error:
-        raise DataError(f"{name} cannot be read as an array: {error}") from error
-    if array.dtype.kind not in "biuf":
-        raise DataError(f"{name} is not numeric (dtype {array.dtype}); encode it as numbers")
-    return torch.tensor(array)
-
-
-def _refuse_missing(name: str, values: Tensor) -> None:
-    if not values.is_floating_point():
-        return
-    bad = ~torch.isfinite(values.reshape(len(values), -1)).all(1)
-    if bool(bad.any()):
-        row = int(bad.nonzero()[0])
-        raise DataError(
-            f"{name} has missing or infinite values in {int(bad.sum())} row(s), the first of them row {row}; remove "
-            "or impute such rows"
-        )

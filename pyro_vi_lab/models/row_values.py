@@ -14,7 +14,7 @@ from pyro_vi_lab.errors import DataError
 Likelihood = Literal["bernoulli", "continuous_bernoulli", "normal", "categorical"]
 
 
-def as_rows(X: Any) -> tuple[Tensor, list[Any] | None]:
+def as_rows(X: Any, name: str = "X") -> tuple[Tensor, list[Any] | None]:
     """A tensor of the data, in their own type, and the labels of the rows of a data frame.
 
     Raises:
@@ -28,16 +28,16 @@ def as_rows(X: Any) -> tuple[Tensor, list[Any] | None]:
     for column in getattr(X, "columns", ()):
         if X[column].dtype.kind not in "biuf":
             raise DataError(
-                f"column {str(column)!r} of X is not numeric (dtype {X[column].dtype}); encode it as numbers"
+                f"column {str(column)!r} of {name} is not numeric (dtype {X[column].dtype}); encode it as numbers"
             )
     if isinstance(X, Tensor):
         return X.detach(), labels
     try:
         array = np.asarray(X)
     except ValueError as error:
-        raise DataError(f"X cannot be read as an array: {error}") from error
+        raise DataError(f"{name} cannot be read as an array: {error}") from error
     if array.dtype.kind not in "biuf":
-        raise DataError(f"X is not numeric (dtype {array.dtype}); encode it as numbers")
+        raise DataError(f"{name} is not numeric (dtype {array.dtype}); encode it as numbers")
     return torch.tensor(array), labels
 
 

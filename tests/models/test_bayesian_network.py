@@ -18,6 +18,7 @@ from torch.nn import functional
 from pyro_vi_lab import Posterior, fit
 from pyro_vi_lab.errors import ArgumentError, DataError
 from pyro_vi_lab.guides import MAP, MeanFieldNormal, NetworkNormal
+from pyro_vi_lab.isolation import seeded
 from pyro_vi_lab.models import BayesianNeuralNetwork, LinearRegression
 
 STANDARD_ERRORS = 5
@@ -127,6 +128,40 @@ def test_data_that_come_twice_double_the_likelihood_alone() -> None:
         for name, value in once.constrain(z).items()
     )
     torch.testing.assert_close(twice.log_prob(z) - prior, 2 * (once.log_prob(z) - prior))
+
+
+def test_a_temperature_is_a_power_of_the_likelihood_alone() -> None:
+    X, y = data()
+    warm, cold = (BayesianNeuralNetwork(network(), noise_scale=0.3, temperature=T) for T in (1.0, 0.25))
+    plain, tempered = warm.problem(X, y).density(), cold.problem(X, y).density()
+    repeated = warm.problem(X.repeat(4, 1), y.repeat(4)).density()  # a power of four is every row four times
+    z = torch.randn(4, plain.dim, dtype=torch.float64)
+    torch.testing.assert_close(tempered.log_prob(z), repeated.log_prob(z))
+    # the score of a row is that of the model
+    draws = warm.problem(X, y).prior(5, seed=0)
+    scores = [model.problem(X, y).log_likelihood(draws)["y"] for model in (warm, cold)]
+    torch.testing.assert_close(scores[0], scores[1])
+
+
+def test_a_cold_linear_posterior_is_narrower_by_the_root_of_the_temperature() -> None:
+    """Under a wide prior: covariance T σ² (AᵀA)⁻¹, also in the closed divergence of the network's guide."""
+    X, y = data(40)
+    A = torch.cat([X, torch.ones(40, 1)], 1)
+    precision = A.T @ A / 0.3**2
+    wide: dict[str, Any] = {"noise_scale": 0.3, "prior_scale": 100.0, "bias_scale": 100.0}
+    cold = BayesianNeuralNetwork(nn.Linear(2, 1).double(), **wide, temperature=0.25)
+    result = fit(cold.problem(X, y), "mean_field", progress=False)
+    sds = torch.cat([result.posterior(4000).sd()[name].reshape(-1) for name in ("weight", "bias")])
+    expected = (0.25 / precision.diagonal()).sqrt()  # independent normals have the conditional deviations
+    torch.testing.assert_close(sds, expected, rtol=STANDARD_ERRORS / (2 * 4000) ** 0.5, atol=0.0)
+    losses, divergences = [], []
+    for model in (cold, BayesianNeuralNetwork(nn.Linear(2, 1).double(), **wide)):
+        guide = NetworkNormal(model, lambda site: torch.full(site["fn"].shape(), 0.5, dtype=X.dtype), init_scale=0.1)
+        with seeded(0):
+            losses.append(Trace_ELBO().loss(model, guide, X, y))
+        divergences.append(Trace_ELBO().loss(pyro.poutine.block(model, hide=["y"]), guide, X, y))
+    assert divergences[0] == pytest.approx(divergences[1], rel=1e-12)
+    assert losses[0] - divergences[0] == pytest.approx(4 * (losses[1] - divergences[1]), rel=1e-12)
 
 
 def test_maximum_a_posteriori_is_training_with_weight_decay() -> None:
@@ -334,6 +369,7 @@ def test_a_fit_on_minibatches_predicts_new_rows() -> None:
             lambda: BayesianNeuralNetwork(nn.Linear(2, 1), likelihood="bernoulli", noise_scale=1.0),
             "noise_scale is for likelihood='normal'",
         ),
+        (lambda: BayesianNeuralNetwork(nn.Linear(2, 1), temperature=0.0), "temperature must be a positive number"),
         (lambda: BayesianNeuralNetwork(nn.Linear(2, 1), prior_scale="he"), "prior_scale must be a number, 'fan_in'"),
         (
             lambda: BayesianNeuralNetwork(nn.Linear(2, 1), prior_scale={"head": 1.0}),
