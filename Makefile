@@ -20,7 +20,7 @@ help:
 	@echo 'make test    run the tests (SLOW=1: the slow ones too; ARGS="-k word")'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make bench   run the benchmarks (an hour and a half; ARGS="fits nuts svi vae growth stops natural_gradient bbb encoder autoencoder", ARGS=--quick)'
-	@echo 'make docs    run every example of the docstrings, the README and the tutorials'
+	@echo 'make docs    run every example of the docstrings, the README, docs/ and the tutorials; then build the pages in site/'
 	@echo 'make dist    wheel and source distribution, checked, in dist/'
 	@echo 'make try-wheel   install that wheel into an empty environment and run the README'"'"'s example there'
 	@echo 'make clean   remove .venv, demo/, build products and caches'
@@ -39,8 +39,10 @@ lint: .venv/.installed-test
 bench: .venv-bench/.installed
 	.venv-bench/bin/python -m benchmarks $(ARGS)
 
+# NO_MKDOCS_2_WARNING: Material advertises its successor at every build.
 docs: .venv/.installed-test
-	.venv/bin/python -m pytest pyro_vi_lab $(wildcard tests/test_readme.py tests/test_tutorials.py) $(ARGS)
+	.venv/bin/python -m pytest pyro_vi_lab tests/test_readme.py tests/test_docs.py tests/test_tutorials.py $(ARGS)
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict --quiet
 
 dist: .venv/.installed-test
 	rm -rf build dist
@@ -55,7 +57,7 @@ try-wheel: dist
 	cd build/new-user && bin/python ../../tests/try_wheel.py && bin/pyro-vi-lab models
 
 clean:
-	rm -rf .venv .venv-bench demo build dist *.egg-info .coverage htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-bench demo build dist site *.egg-info .coverage htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/pyvenv.cfg .venv-bench/pyvenv.cfg:

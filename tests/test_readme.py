@@ -15,19 +15,10 @@ from typer.testing import CliRunner
 from pyro_vi_lab import Status
 from pyro_vi_lab.cli import app
 from pyro_vi_lab.compare import COLUMNS
-from pyro_vi_lab.models import MODELS
+from tests.examples import assert_parses, blocks, commands
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
-
-
-def commands() -> list[list[str]]:
-    """The words of every line of a shell block, without its comment."""
-    return [shlex.split(line, comments=True) for block in blocks("sh") for line in block.splitlines()]
 
 
 def section(title: str) -> str:
@@ -42,13 +33,13 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     names: dict[str, Any] = {"__name__": "readme"}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("readme"))
-        for number, block in enumerate(blocks("python")):
+        for number, block in enumerate(blocks(README, "python")):
             exec(compile(block, f"README.md, Python block {number}", "exec"), names)
     return names
 
 
 def test_the_first_example_is_short() -> None:
-    lines = [line for line in blocks("python")[0].splitlines() if line]
+    lines = [line for line in blocks(README, "python")[0].splitlines() if line]
     assert len(lines) <= 15
 
 
@@ -94,27 +85,22 @@ def test_the_printed_columns_of_the_example_are_all_shown(ran: dict[str, Any]) -
 
 
 def test_the_first_block_is_a_model_file_for_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "schools.py").write_text(blocks("python")[0], encoding="utf-8")
+    (tmp_path / "schools.py").write_text(blocks(README, "python")[0], encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    (line,) = [words for words in commands() if words[:2] == ["pyro-vi-lab", "fit"]]
+    (line,) = [words for words in commands(README) if words[:2] == ["pyro-vi-lab", "fit"]]
     result = CliRunner().invoke(app, line[1:])
     assert result.exit_code == 0, result.output
     assert [path.name for path in (tmp_path / "schools").iterdir()] == ["full_rank.nc"]
 
 
-@pytest.mark.parametrize("words", [words for words in commands() if words[0] == "pyro-vi-lab"], ids=shlex.join)
+@pytest.mark.parametrize("words", [words for words in commands(README) if words[0] == "pyro-vi-lab"], ids=shlex.join)
 def test_commands_parse(words: list[str]) -> None:
-    group: Any = typer.main.get_command(app)
-    with group.make_context(words[0], words[1:], resilient_parsing=True) as context:
-        name, command, rest = group.resolve_command(context, words[1:])
-    with command.make_context(name, list(rest)) as parsed:
-        problem = parsed.params.get("problem")
-    assert problem is None or problem in MODELS or ".py:" in problem
+    assert_parses(words)
 
 
 def test_every_command_is_in_the_readme() -> None:
     group: Any = typer.main.get_command(app)
-    assert set(group.commands) == {words[1] for words in commands() if words[0] == "pyro-vi-lab"}
+    assert set(group.commands) == {words[1] for words in commands(README) if words[0] == "pyro-vi-lab"}
 
 
 def test_options_in_the_text_exist() -> None:
@@ -127,7 +113,7 @@ def test_options_in_the_text_exist() -> None:
 
 
 def test_make_verbs_exist() -> None:
-    code = "\n".join([*blocks("sh"), *re.findall(r"`([^`\n]+)`", README)])
+    code = "\n".join([*blocks(README, "sh"), *re.findall(r"`([^`\n]+)`", README)])
     verbs = set(re.findall(r"\bmake ([a-z][\w-]*)", code))
     targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
     assert {"demo", "test"} <= verbs

@@ -118,6 +118,14 @@ def test_the_wheel_is_tried_in_an_empty_environment() -> None:
     assert "../../tests/try_wheel.py" in commands[install + 1]
 
 
+def test_the_pages_are_built_after_their_examples_have_run() -> None:
+    tests, build = planned("docs")[-2:]
+    assert {"pyro_vi_lab", "tests/test_readme.py", "tests/test_docs.py", "tests/test_tutorials.py"} <= set(
+        tests.split()
+    )
+    assert "mkdocs build --strict" in build
+
+
 def test_slow_tests_run_where_they_are_asked_for() -> None:
     pytest_ = [".venv/bin/python", "-m", "pytest"]
     fast, all_ = (planned("test", **variables)[-1].split() for variables in ({}, {"SLOW": "1"}))
