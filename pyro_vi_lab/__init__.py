@@ -15,6 +15,7 @@ Example:
 """
 
 from pyro_vi_lab import checks, families, guides, models
+from pyro_vi_lab.calibration import Calibration, calibrate
 from pyro_vi_lab.callbacks import Callback
 from pyro_vi_lab.captured import Captured
 from pyro_vi_lab.compare import Comparison, compare
@@ -42,6 +43,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ELBO",
     "IWAE",
+    "Calibration",
     "Callback",
     "Captured",
     "Comparison",
@@ -58,6 +60,7 @@ __all__ = [
     "RenyiELBO",
     "Status",
     "TensorBoard",
+    "calibrate",
     "checks",
     "choose_model",
     "compare",

@@ -91,8 +91,9 @@ LAYERS = (
         "tensorboard",
         "whole_step",
     ),
-    ("explain", "export", "report/", "checkpoint", "model_choice"),
-    ("compare",),
+    ("explain", "export", "report/", "checkpoint", "model_choice", "simulation"),
+    ("compare", "simulated_fits"),
+    ("calibration",),
     ("cli/",),
     ("__init__", "__main__"),
 )

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pyro_vi_lab.checks.bounds import ErrorBounds, error_bounds
+from pyro_vi_lab.checks.calibration import CalibrationCheck, Coverage, check_ranks, holm, ranks_of
 from pyro_vi_lab.checks.discrepancy import Discrepancy, DiscrepancySummary, discrepancy
 from pyro_vi_lab.checks.evidence import EvidenceBounds, evidence
 from pyro_vi_lab.checks.pareto import ImportanceCheck, importance
 from pyro_vi_lab.checks.restarts import Optimum, RestartCheck, restarts
 from pyro_vi_lab.checks.stein import SteinCheck, Whitening, stein
+from pyro_vi_lab.checks.uniformity import Band, ecdf_band, uniformity_p_values
 
 __all__ = [
+    "Band",
+    "CalibrationCheck",
+    "Coverage",
     "Discrepancy",
     "DiscrepancySummary",
     "ErrorBounds",
@@ -19,10 +24,15 @@ __all__ = [
     "RestartCheck",
     "SteinCheck",
     "Whitening",
+    "check_ranks",
     "discrepancy",
+    "ecdf_band",
     "error_bounds",
     "evidence",
+    "holm",
     "importance",
+    "ranks_of",
     "restarts",
     "stein",
+    "uniformity_p_values",
 ]
