@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -161,8 +160,10 @@ def _one_by_one(
         LabWarning,
         stacklevel=4,
     )
-    with fit_progress(progress, f"{len(problems)} fits of {problem.name}", len(problems)) as show:
+    with fit_progress(progress, f"{len(problems)} fits of {problem.name}") as lines:
         for r, one in enumerate(problems):
+            for line in lines:
+                line.on_step(r, {})
             drawn = None
             with own_params():  # a guide that is trained in place starts anew for every data set
                 result = fit(one, _fresh(guide), seed=seed + r, progress=False)
@@ -170,8 +171,6 @@ def _one_by_one(
                     values = result.posterior(num_draws, seed=seed + 1 + r).flat()
                     density = one.density()
                     drawn = _Drawn(values, density.log_prob(density.unconstrain(values)))
-            loss = next((values for key, values in result.history.items() if key.startswith("negative")), [math.nan])
-            show(r, float(np.ravel(loss)[-1]), f"data set {r + 1} of {len(problems)}")
             yield result, drawn
 
 
