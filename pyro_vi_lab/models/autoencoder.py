@@ -14,25 +14,26 @@ import torch
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
-from pyro_vi_lab.errors import ArgumentError, ExtraError
+from pyro_vi_lab.errors import ArgumentError
 from pyro_vi_lab.isolation import seeded
+from pyro_vi_lab.models.digits import binary_digits
 from pyro_vi_lab.models.importance_bound import RowScores, importance_bound
 from pyro_vi_lab.models.networks import (
     NormalHead,
     checked_decoder,
     checked_encoder,
-    convolutional_decoder,
-    convolutional_encoder,
-    dense_decoder,
-    dense_encoder,
+    default_decoder,
+    default_encoder,
+    place_of,
 )
 from pyro_vi_lab.models.pictures import picture_grid
+from pyro_vi_lab.models.row_likelihood import RowLikelihood, checked_shape
 from pyro_vi_lab.models.row_values import Likelihood, checked_rows, refuse_one_row
 from pyro_vi_lab.problem import Problem
 
-LIKELIHOODS = ("bernoulli", "continuous_bernoulli", "normal", "categorical")
 DIMS = {1: ("feature",), 2: ("height", "width"), 3: ("channel", "height", "width")}
 """What the axes of a row are called, by their number."""
+__all__ = ["Encoding", "VariationalAutoencoder", "binary_digits", "example"]
 _NUMBERS = itertools.count(1)
 
 
@@ -111,36 +112,24 @@ class VariationalAutoencoder(PyroModule):
         super().__init__()
         # two autoencoders do not share parameters in the param store
         self._pyro_name = f"{type(self).__name__}_{next(_NUMBERS)}"
-        self.shape = _shape(shape)
+        self.shape = checked_shape(shape)
         whole = {"num_latents": num_latents, "channels": channels}
         whole |= {f"hidden[{i}]": width for i, width in enumerate(hidden)}
         _check_whole(**whole)
-        if likelihood not in LIKELIHOODS:
-            raise ArgumentError(f"likelihood must be one of {', '.join(map(repr, LIKELIHOODS))}, got {likelihood!r}")
-        if (likelihood == "categorical") != (num_categories is not None):
-            raise ArgumentError(
-                f"num_categories is {num_categories!r} with likelihood={likelihood!r}; 'categorical' needs it, and no "
-                "other takes it"
-            )
-        if num_categories is not None and (not isinstance(num_categories, int) or num_categories < 2):
-            raise ArgumentError(f"num_categories must be a whole number of at least 2, got {num_categories!r}")
+        self._row_likelihood = RowLikelihood(likelihood, self.shape, num_categories)
         self.num_latents, self.likelihood, self.num_categories = num_latents, likelihood, num_categories
-        dense: dict[str, Any] = {"hidden": tuple(hidden), "num_categories": num_categories}
-        is_image = len(self.shape) == 3 and self.shape[0] in (1, 3) and min(self.shape[1:]) >= 5
-        convolutional = is_image and num_categories is None
-        dtype, device = _place(decoder if encoder is None else encoder)
+        dtype, device = place_of(decoder if encoder is None else encoder)
+        sizes: dict[str, Any] = {"hidden": hidden, "channels": channels, "num_categories": num_categories}
         with seeded(seed):
-            if encoder is None and convolutional:
-                encoder = convolutional_encoder(self.shape, num_latents, channels=channels).to(device, dtype)
-            elif encoder is None:
-                encoder = dense_encoder(self.shape, num_latents, **dense).to(device, dtype)
-            if decoder is None and convolutional:
-                decoder = convolutional_decoder(self.shape, num_latents, channels=channels).to(device, dtype)
-            elif decoder is None:
-                decoder = dense_decoder(self.shape, num_latents, **dense).to(device, dtype)
+            if encoder is None:
+                encoder = default_encoder(self.shape, num_latents, **sizes).to(device, dtype)
+            if decoder is None:
+                decoder = default_decoder(self.shape, num_latents, **sizes).to(device, dtype)
         rows = torch.zeros(2, *self.shape, dtype=torch.long if num_categories else dtype, device=device)
         checked_encoder(encoder, rows, num_latents)
-        checked_decoder(decoder, torch.zeros(2, num_latents, dtype=dtype, device=device), self._per_row, likelihood)
+        checked_decoder(
+            decoder, torch.zeros(2, num_latents, dtype=dtype, device=device), self._row_likelihood.per_row, likelihood
+        )
         self.encoder, self.decoder = NormalHead(encoder), decoder
         zero = torch.zeros(num_latents, dtype=dtype, device=device)
         self.register_buffer("prior_loc", zero)
@@ -171,17 +160,8 @@ class VariationalAutoencoder(PyroModule):
         Shape:
             z ``(..., L)``; batch shape ``(...)``, event shape ``shape``.
         """
-        flat = self.decoder(z.reshape(-1, self.num_latents))
-        values = flat.reshape(*z.shape[:-1], *self._per_row)
-        if self.likelihood == "bernoulli":
-            found: Any = dist.Bernoulli(logits=values)
-        elif self.likelihood == "continuous_bernoulli":
-            found = dist.ContinuousBernoulli(logits=values)
-        elif self.likelihood == "categorical":
-            found = dist.Categorical(logits=values)
-        else:
-            found = dist.Normal(values, self.log_noise.exp())
-        return found.to_event(len(self.shape))
+        noise = self.log_noise.exp() if self.likelihood == "normal" else None
+        return self._row_likelihood.distribution(self._decoded(z), noise)
 
     def problem(
         self,
@@ -258,9 +238,7 @@ class VariationalAutoencoder(PyroModule):
         if latents.dim() < 1 or latents.shape[-1] != self.num_latents:
             raise ArgumentError(f"z has shape {tuple(latents.shape)}; expected (..., {self.num_latents})")
         with self._evaluating():
-            found = self.likelihood_of(latents).base_dist
-        value: Tensor = found.probs if self.likelihood == "categorical" else found.mean
-        return value
+            return self._row_likelihood.expected(self._decoded(latents))
 
     def reconstruct(self, X: Any) -> Tensor:
         """Expected rows at the encoder's mean of z, as of :meth:`decode`."""
@@ -353,17 +331,17 @@ class VariationalAutoencoder(PyroModule):
     # --- inside -------------------------------------------------------------------------------------------------------
 
     @property
-    def _per_row(self) -> tuple[int, ...]:
-        """Shape of what the decoder gives for a row."""
-        return (*self.shape, self.num_categories) if self.num_categories else self.shape
-
-    @property
     def _dtype(self) -> torch.dtype:
         return self.prior_loc.dtype
 
     @property
     def _device(self) -> torch.device:
         return self.prior_loc.device
+
+    def _decoded(self, z: Tensor) -> Tensor:
+        """Parameters of rows, ``(..., *per_row)``."""
+        flat: Tensor = self.decoder(z.reshape(-1, self.num_latents))
+        return flat.reshape(*z.shape[:-1], *self._row_likelihood.per_row)
 
     def _prior(self) -> Any:
         return dist.Normal(self.prior_loc, self.prior_scale).to_event(1)
@@ -386,41 +364,10 @@ class VariationalAutoencoder(PyroModule):
                 module.training = training
 
 
-def _shape(shape: Any) -> tuple[int, ...]:
-    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
-    if not sizes or not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
-        raise ArgumentError(
-            f"shape is the shape of one row, positive whole numbers such as (64,) or (1, 8, 8), got {shape!r}"
-        )
-    return sizes
-
-
 def _check_whole(**values: Any) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ArgumentError(f"{name} must be a positive whole number, got {value!r}")
-
-
-def _place(network: Any) -> tuple[torch.dtype, torch.device]:
-    """Type and device of a network's parameters."""
-    parameters = network.parameters() if isinstance(network, nn.Module) else ()
-    first = next((value for value in parameters if value.is_floating_point()), torch.zeros(()))
-    return first.dtype, first.device
-
-
-def binary_digits() -> Tensor:
-    """scikit-learn's 1,797 digits as images of black and white pixels (above 7 of 16), ``(1797, 1, 8, 8)``.
-
-    Raises:
-        ExtraError: scikit-learn is not installed.
-    """
-    try:
-        from sklearn import datasets
-    except ImportError as error:
-        raise ExtraError(
-            "the digits come with scikit-learn, which is not installed: pip install 'pyro-vi-lab[examples]'"
-        ) from error
-    return (torch.tensor(datasets.load_digits().images)[:, None] > 7).to(torch.float64)
 
 
 def example() -> Problem:

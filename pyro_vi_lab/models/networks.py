@@ -119,6 +119,36 @@ def convolutional_decoder(shape: Sequence[int], num_latents: int, *, channels: i
     )
 
 
+def default_encoder(
+    shape: Sequence[int], num_latents: int, *, hidden: Sequence[int], channels: int, num_categories: int | None
+) -> nn.Module:
+    """Convolutions for images whose numbers are no categories, dense layers for all else."""
+    if _has_convolutions(shape) and num_categories is None:
+        return convolutional_encoder(shape, num_latents, channels=channels)
+    return dense_encoder(shape, num_latents, hidden=hidden, num_categories=num_categories)
+
+
+def default_decoder(
+    shape: Sequence[int], num_latents: int, *, hidden: Sequence[int], channels: int, num_categories: int | None
+) -> nn.Module:
+    """The decoder that goes with :func:`default_encoder`."""
+    if _has_convolutions(shape) and num_categories is None:
+        return convolutional_decoder(shape, num_latents, channels=channels)
+    return dense_decoder(shape, num_latents, hidden=hidden, num_categories=num_categories)
+
+
+def _has_convolutions(shape: Sequence[int]) -> bool:
+    """Whether rows are images ``(C, H, W)`` of one or three channels whose sides are long enough to be halved twice."""
+    return len(shape) == 3 and shape[0] in (1, 3) and min(shape[1:]) >= 5
+
+
+def place_of(network: Any) -> tuple[torch.dtype, torch.device]:
+    """Type and device of a network's parameters; torch's own where there are none."""
+    parameters = network.parameters() if isinstance(network, nn.Module) else ()
+    first = next((value for value in parameters if value.is_floating_point()), torch.zeros(()))
+    return first.dtype, first.device
+
+
 def checked_encoder(encoder: Any, example: Tensor, num_latents: int) -> None:
     """Raise an ArgumentError unless an encoder gives location and positive scale of ``num_latents`` numbers."""
     result = _tried("encoder", encoder, example)

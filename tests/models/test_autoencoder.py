@@ -203,7 +203,12 @@ def test_a_linear_autoencoder_has_the_optimum_of_principal_components() -> None:
     X = table(60, 5, 2)
     model, found = linear(5, 2, seed=3), probabilistic_pca(X, 2)
     optim = torch.optim.LBFGS(
-        model.parameters(), max_iter=500, tolerance_grad=1e-5, history_size=30, line_search_fn="strong_wolfe"
+        model.parameters(),
+        max_iter=2000,
+        tolerance_grad=1e-7,
+        tolerance_change=1e-13,  # of the loss; by default 1e-9
+        history_size=30,
+        line_search_fn="strong_wolfe",
     )
 
     def loss() -> Tensor:
@@ -543,6 +548,16 @@ def changed(X: Tensor, place: tuple[int, ...], value: float) -> Tensor:
 def test_bad_data_are_named(likelihood: str, X: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         make(likelihood).problem(X)
+
+
+def test_images_of_another_size_are_named() -> None:
+    model = VariationalAutoencoder(shape=(1, 8, 8), num_latents=2)
+    with pytest.raises(DataError, match=r"X has shape \(5, 1, 28, 28\); expected \(rows, 1, 8, 8\)$"):
+        model.problem(torch.zeros(5, 1, 28, 28))
+    with pytest.raises(DataError, match=r"X has shape \(5, 8, 8\); expected \(rows, 1, 8, 8\)"):
+        model.log_likelihood(torch.zeros(5, 8, 8))
+    with pytest.raises(DataError, match=r"X has shape \(1, 3, 8, 8\); expected \(rows, 1, 8, 8\)"):
+        model.traversal(torch.zeros(3, 8, 8))
 
 
 def test_rows_and_columns_of_data_frames_are_named() -> None:
