@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_vi_lab.checks import ImportanceCheck, importance
+from pyro_vi_lab.checks import ImportanceCheck, RowImportance, importance, importance_by_row
 from pyro_vi_lab.density import LogDensity
 from pyro_vi_lab.density_engine import Status
 from pyro_vi_lab.errors import ArgumentError, FitError
@@ -21,6 +21,7 @@ from pyro_vi_lab.fixed_draws import FixedDrawELBO, Sensitivity
 from pyro_vi_lab.posterior import Posterior
 from pyro_vi_lab.problem import Problem
 from pyro_vi_lab.program_draws import program_draws, program_elbo
+from pyro_vi_lab.row_weights import row_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,29 +207,60 @@ class Fit:
     def importance(self, num_draws: int = 10_000, seed: int = 0) -> ImportanceCheck:
         """Pareto k-hat and importance sampling effective sample size of the best restart, from fresh draws.
 
+        The weights are those of all latent sites and all rows together. Discrete sites that the guide does not draw are
+        summed out; where the model sees some of its rows at a time, each draw is weighed by all of them, in one or more
+        passes over the data. Of local latent sites, :meth:`row_importance` judges each row by itself.
+
         Args:
             num_draws: Draws; the standard error of k-hat falls with their fourth root.
             seed: Seed of the draws.
 
         Raises:
             FitError: Every restart diverged.
-            DataError: Too few draws, or the density is not finite at some of them.
-            ArgumentError: A fit of a point.
+            DataError: Too few draws, or the density cannot be computed at some of them.
+            ArgumentError: A fit of a point, or a guide with a site that is one.
+            ModelError: The rows cannot all be seen, as those of a data loader.
         """
-        self._refuse_point("importance weights")
-        if self.status is Status.DIVERGED:
-            raise FitError(f"the {self.method} fit of {self.problem.name} has no posterior: {self.message}")
+        self._refuse_diverged("importance weights")
         if self.params is None:
-            stats = program_draws(self.problem, self.guide, num_draws, seed).stats
-            if not stats:
-                raise ArgumentError(
-                    f"the guide {self.method} cannot be weighted draw by draw: {self.problem.name} has discrete sites, "
-                    "or does not see all of its rows at once; fit a guide by name, such as 'full_rank', to all rows"
-                )
+            stats = program_draws(self.problem, self.guide, num_draws, seed, weigh=True).stats
             return importance(stats["log_p"], stats["log_q"])
         params = Params(*(value[:1] for value in self.params))
         _, log_p, log_q = draw(self.problem.density(), self.family, params, num_draws, seed)
         return importance(log_p[:, 0], log_q[:, 0])
+
+    def row_importance(
+        self, num_draws: int = 1000, seed: int = 0, *, plate: str | None = None, num_rows: int = 100
+    ) -> RowImportance:
+        """Pareto k-hat of the local latent sites of every row, given one draw of all others.
+
+        For guides that draw the sites of the rows in a plate, such as amortized ones and Pyro's ``AutoNormal``. The
+        rows must be independent given the latent sites outside of the plate.
+
+        Args:
+            num_draws: Draws of each row.
+            seed: Seed of the draws, and of the rows that are taken.
+            plate: Name of the plate of the rows; needed if latent sites lie in more than one.
+            num_rows: How many rows, at least, are judged where the model sees some at a time; else it is all.
+
+        Raises:
+            FitError: Every restart diverged.
+            DataError: Too few draws, or the density cannot be computed at some of them.
+            ArgumentError: The guide draws all rows as one vector, there are no local sites, or one is a point.
+        """
+        self._refuse_diverged("importance weights")
+        if self.params is not None:
+            raise ArgumentError(
+                f"the guide {self.method} draws all latent sites as one vector, which importance() judges: rows have "
+                "weights of their own with pyro.infer.autoguide.AutoNormal or an amortized guide"
+            )
+        found = row_weights(self.problem, self.guide, num_draws, seed, plate=plate, num_rows=num_rows)
+        return importance_by_row(found.log_p, found.log_q, rows=found.rows)
+
+    def _refuse_diverged(self, what: str) -> None:
+        self._refuse_point(what)
+        if self.status is Status.DIVERGED:
+            raise FitError(f"the {self.method} fit of {self.problem.name} has no posterior: {self.message}")
 
     def __repr__(self) -> str:
         return (

@@ -19,7 +19,7 @@ from pyro_vi_lab.sites import Site
 from pyro_vi_lab.user_errors import user_errors
 
 CHUNK_NUMBERS = 2**24
-"""Numbers that one vectorized run of the model may return (128 MiB in float64)."""
+"""Numbers that one vectorized run of the model may return, or hold (128 MiB in float64)."""
 
 
 class Wanted(Protocol):
@@ -45,6 +45,7 @@ def many_runs(
     redraw: Sequence[Site] = (),
     log_prob: bool = False,
     around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    numbers: int = 0,
     name: str,
     dtype: torch.dtype,
     seed: int,
@@ -61,6 +62,7 @@ def many_runs(
         redraw: Observed sites that are drawn too.
         log_prob: Give the log densities of the wanted sites instead of their values; zero where masked.
         around: Makes what each run is wrapped in.
+        numbers: Numbers that a run holds, if they are more than it returns.
         name: What to call the model in messages.
         dtype: Default type of the runs.
         seed: Seed of the draws.
@@ -98,7 +100,7 @@ def many_runs(
                 # that its own rule for binomial draws resizes their memory
                 warnings.filterwarnings("ignore", message="There is a performance drop")
                 warnings.filterwarnings("ignore", message="An output with one or more elements was resized")
-                chunk = max(1, CHUNK_NUMBERS // size)
+                chunk = max(1, CHUNK_NUMBERS // max(size, numbers))
                 parts = torch.vmap(once, randomness="different", chunk_size=chunk)(*inputs)
         except (RuntimeError, NotImplementedError, ValueError, TypeError):
             # the model looks into its values, or shapes them by hand: the same runs, one after another

@@ -87,6 +87,8 @@ LAYERS = (
         "program_draws",
         "program_engine",
         "program_fit",
+        "program_traces",
+        "row_weights",
         "second_order_fit",
         "tensorboard",
         "whole_step",

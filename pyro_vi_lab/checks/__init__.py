@@ -8,6 +8,7 @@ from pyro_vi_lab.checks.discrepancy import Discrepancy, DiscrepancySummary, disc
 from pyro_vi_lab.checks.evidence import EvidenceBounds, evidence
 from pyro_vi_lab.checks.pareto import ImportanceCheck, importance
 from pyro_vi_lab.checks.restarts import Optimum, RestartCheck, restarts
+from pyro_vi_lab.checks.rows import RowImportance, importance_by_row
 from pyro_vi_lab.checks.stein import SteinCheck, Whitening, stein
 from pyro_vi_lab.checks.uniformity import Band, ecdf_band, uniformity_p_values
 
@@ -22,6 +23,7 @@ __all__ = [
     "ImportanceCheck",
     "Optimum",
     "RestartCheck",
+    "RowImportance",
     "SteinCheck",
     "Whitening",
     "check_ranks",
@@ -31,6 +33,7 @@ __all__ = [
     "evidence",
     "holm",
     "importance",
+    "importance_by_row",
     "ranks_of",
     "restarts",
     "stein",
