@@ -83,7 +83,8 @@ class Watch:
     def ended(self, fit: Fit) -> Fit:
         """The result, which says who has ended it; the callbacks are told of it."""
         if self.stopped_by and fit.status is Status.OUT_OF_STEPS:
-            fit = replace(fit, message=f"stopped by {self.stopped_by} after {fit.num_steps:,} steps, not converged")
+            steps = f"{fit.num_steps:,} step{'s' * (fit.num_steps != 1)}"
+            fit = replace(fit, message=f"stopped by {self.stopped_by} after {steps}, not converged")
         for callback in self.callbacks:
             callback.on_end(fit)
         return fit

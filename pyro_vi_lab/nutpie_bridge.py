@@ -138,7 +138,7 @@ def _sample(model: Any, settings: Settings) -> tuple[NDArray[Any], dict[str, Ten
         return _read(_run(model, settings))
     import nutpie
 
-    trace = nutpie.sample(
+    sampler = nutpie.sample(
         model,
         draws=settings.num_draws,
         tune=settings.num_warmup,
@@ -148,7 +148,13 @@ def _sample(model: Any, settings: Settings) -> tuple[NDArray[Any], dict[str, Ten
         progress_bar=settings.progress,
         target_accept=settings.target_accept,
         return_raw_trace=True,
+        blocking=False,
     )
+    try:
+        trace = sampler.wait()
+    except BaseException:  # Ctrl-C, of which a blocking call would make a trace of chains of different lengths
+        sampler.cancel()
+        raise
     return _read(trace)
 
 

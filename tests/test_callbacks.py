@@ -134,7 +134,7 @@ def test_all_callbacks_are_told_of_the_last_step_and_the_first_to_end_it_is_name
     first, second, third = Told(), Other(most=2), Told(most=2)
     fit = vl.fit(Problem(normal, Y), callbacks=[first, second, third], progress=False)
     assert first.steps == second.steps == third.steps == [0, 1]
-    assert fit.message.startswith("stopped by Other after 1 steps")
+    assert fit.message.startswith("stopped by Other after 1 step, ")
     assert [len(one.ends) for one in (first, second, third)] == [1, 1, 1]
 
 

@@ -3,8 +3,10 @@ from __future__ import annotations
 import importlib
 import math
 import random
+import signal
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -364,6 +366,7 @@ def test_a_nutpie_that_takes_no_addresses(monkeypatch: pytest.MonkeyPatch) -> No
 
 WITHOUT_ARVIZ = """
 import sys
+import threading
 import pyro, pyro.distributions as dist
 import pyro_vi_lab as vl
 problem = vl.Problem(lambda: pyro.sample("x", dist.Normal(3.0, 2.0)))
@@ -439,3 +442,14 @@ def test_global_state_is_left_as_found(backend: Any, capfd: pytest.CaptureFixtur
     assert state() == before
     output = capfd.readouterr()
     assert output.out == output.err == ""  # no terminal, no progress bar
+
+
+@pytest.mark.parametrize(
+    "compile", [False, pytest.param(True, marks=pytest.mark.skipif(compiler() is None, reason="no C compiler"))]
+)
+def test_ctrl_c_ends_the_chains(compile: bool) -> None:
+    pressed = threading.Timer(1.0, signal.raise_signal, [signal.SIGINT])
+    pressed.start()
+    with pytest.raises(KeyboardInterrupt):
+        vl.nuts(vl.Problem(normal), num_draws=1_000_000, num_chains=2, compile=compile, progress=False)
+    pressed.join()

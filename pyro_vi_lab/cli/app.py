@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 
 import typer
@@ -24,36 +25,37 @@ COMMANDS: Mapping[str, tuple[Callable[..., None], tuple[str, ...]]] = {
         compare_command,
         (
             "pyro-vi-lab compare eight_schools --out demo",
-            "pyro-vi-lab compare my_model.py:model --data d.csv --out out",
-            "pyro-vi-lab compare eight_schools --guide full_rank --guide flow --out demo",
+            "pyro-vi-lab compare file.py:model --data d.csv --out out",
+            "pyro-vi-lab compare eight_schools --guide block --guide flow --out out",
         ),
     ),
     "fit": (
         fit_command,
         (
             "pyro-vi-lab fit eight_schools --out fits",
-            "pyro-vi-lab fit my_model.py:model --data d.csv --guide flow --time-budget 60 --out fits",
-            "pyro-vi-lab fit my_package.models:model --data d.json --out fits --json --quiet",
+            "pyro-vi-lab fit file.py:model --data d.csv --time-budget 60 --out fits",
+            "pyro-vi-lab fit package.module:model --data d.json --out fits --json",
         ),
     ),
     "nuts": (
         nuts_command,
         (
             "pyro-vi-lab nuts eight_schools --out draws",
-            "pyro-vi-lab nuts my_model.py:model --data d.csv --target-accept 0.95 --out draws",
+            "pyro-vi-lab nuts file.py:model --data d.csv --chains 8 --out draws",
         ),
     ),
     "models": (models_command, ("pyro-vi-lab models",)),
     "explain": (
         explain_command,
-        ("pyro-vi-lab explain eight_schools", "pyro-vi-lab explain my_model.py:model --data d.csv --guide flow"),
+        ("pyro-vi-lab explain eight_schools", "pyro-vi-lab explain file.py:model --data d.csv --guide flow"),
     ),
 }
 """Name to the command and its examples."""
 
 for name, (command, examples) in COMMANDS.items():
-    # every paragraph of an epilog is a line of its own
-    app.command(name, epilog="\n\n".join(["Examples:", *examples]))(errors_in_words(command))
+    # lines after \b stay lines
+    shown = "\n".join(f"  {example}" for example in examples)
+    app.command(name, help=f"{inspect.getdoc(command)}\n\n\b\nExamples:\n{shown}")(errors_in_words(command))
 
 
 def main() -> None:

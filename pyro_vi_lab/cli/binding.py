@@ -24,8 +24,8 @@ class Bound:
     """Arguments for a model.
 
     Args:
-        args: Positional ones.
-        kwargs: Those by name, after an argument that keeps its default.
+        args: Positional ones, where the names of the arguments are in the way.
+        kwargs: Those by name.
         unused: Parts of the file that no argument asks for.
     """
 
@@ -68,6 +68,7 @@ def bind(model: Callable[..., Any], data: DataFile, *, where: str) -> Bound:
         raise ArgumentError(f"{where} takes no arguments, so there is nothing to do with {data.path}: leave --data out")
     if (whole := _whole(parameters, data)) is not None:
         return Bound((whole,), {}, ())
+    by_position = any(one.kind is Parameter.POSITIONAL_ONLY or one.name in OF_PROBLEM for one in parameters)
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     used: set[str] = set()
@@ -78,7 +79,8 @@ def bind(model: Callable[..., Any], data: DataFile, *, where: str) -> Bound:
                 raise DataError(_lacking(parameter.name, data, where))
             continue
         used.add(part)
-        if len(args) == parameters.index(parameter) and parameter.kind is not Parameter.KEYWORD_ONLY:
+        last = len(args) == parameters.index(parameter)
+        if by_position and last and parameter.kind is not Parameter.KEYWORD_ONLY:
             args.append(data.get(part))
         elif parameter.name in OF_PROBLEM:
             raise ArgumentError(

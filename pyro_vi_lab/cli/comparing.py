@@ -42,7 +42,7 @@ from pyro_vi_lab.errors import ArgumentError
 from pyro_vi_lab.export import check_writable
 from pyro_vi_lab.fit import OPTIMS, Fit
 from pyro_vi_lab.fit_guide import is_point_estimate
-from pyro_vi_lab.guides import GUIDES
+from pyro_vi_lab.guides import guide_named
 from pyro_vi_lab.problem import Problem
 
 
@@ -71,7 +71,7 @@ def compare_command(
     """
     context.params["guide"] = guides = list(dict.fromkeys(guide or ["mean_field", "full_rank"]))
     for name in guides:
-        check_name("guide", name, GUIDES)
+        guide_named(name)  # refuses unknown names
         if is_point_estimate(name):
             raise ArgumentError(
                 f"guide {name!r} is a point, which has no spread to compare with a posterior's: compare 'laplace'"

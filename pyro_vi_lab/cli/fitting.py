@@ -36,7 +36,7 @@ from pyro_vi_lab.cli.problem_argument import read_problem
 from pyro_vi_lab.density_engine import Status
 from pyro_vi_lab.export import check_writable, save_arviz, staged, to_arviz, versions
 from pyro_vi_lab.fit import OPTIMS, Fit, fit
-from pyro_vi_lab.guides import GUIDES
+from pyro_vi_lab.guides import guide_named
 from pyro_vi_lab.nuts import nuts
 from pyro_vi_lab.posterior import Posterior
 from pyro_vi_lab.problem import Problem
@@ -62,7 +62,7 @@ def fit_command(
 
     Ctrl-C ends the fit after the step that it is in; what it has by then is written, and the exit code is 130.
     """
-    check_name("guide", guide, GUIDES)
+    guide_named(guide)  # refuses unknown names
     check_name("optim", optim, OPTIMS)
     check_budget(time_budget)
     check_writable(out)

@@ -28,7 +28,7 @@ from pyro_vi_lab.models import build
 from pyro_vi_lab.problem import Problem
 
 Say = Callable[[str], None]
-PLAIN_NAMES = ("model", "problem", "make", "build")
+PLAIN_NAMES = ("model", "problem", "<lambda>")
 """Names of objects that say less than that of their file."""
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -238,7 +238,8 @@ def _has_samples(function: Callable[..., Any], args: Any, kwargs: Any, dtype: to
 def _name(found: Any, where: str) -> str:
     """A name for a problem: the model's, or the file's if that says more."""
     own = str(getattr(found, "__name__", type(found).__name__))
-    return Path(where.rpartition(":")[0]).stem.rpartition(".")[2] if own in (*PLAIN_NAMES, "<lambda>") else own
+    place = where.rpartition(":")[0]
+    return place.removesuffix(".py").rpartition(".")[2].rpartition(os.sep)[2] if own in PLAIN_NAMES else own
 
 
 def _moved(problem: Problem, device: torch.device | None, dtype: torch.dtype | None) -> Problem:

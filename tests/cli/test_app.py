@@ -1,17 +1,24 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
+import random
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import arviz
 import pytest
 from typer.testing import CliRunner, Result
 
+from pyro_vi_lab import Callback, Fit, Problem, fit
 from pyro_vi_lab.cli import app
 from pyro_vi_lab.models import MODELS
 
@@ -397,8 +404,14 @@ def test_modules_beside_the_file_can_be_imported_and_nothing_stays(tmp_path: Pat
 
 
 def test_help_is_there_for_every_command() -> None:
-    for arguments in ([], ["--help"], ["compare", "-h"], ["fit", "-h"], ["models", "-h"]):
-        assert "Usage" in run(*arguments).output
+    commands = ("compare", "fit", "nuts", "models", "explain")
+    for arguments in ([], ["--help"], *([name, "-h"] for name in commands)):
+        output = run(*arguments).output
+        assert "Usage" in output
+        if len(arguments) == 2:
+            lines = [line.strip() for line in output.splitlines()]
+            start = lines.index("Examples:")
+            assert lines[start + 1].startswith(f"pyro-vi-lab {arguments[0]}")
 
 
 def test_the_module_and_the_console_script_are_the_same_program() -> None:
@@ -406,3 +419,279 @@ def test_the_module_and_the_console_script_are_the_same_program() -> None:
         [sys.executable, "-m", "pyro_vi_lab", "models"], capture_output=True, text=True, cwd=ROOT, check=True
     )
     assert done.stdout == run("models").stdout
+
+
+# --- data files -----------------------------------------------------------------------------------------------------
+
+MODEL = """
+def model(x, y):
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    with pyro.plate("row", len(y)):
+        pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+"""
+
+BAD_DATA = {
+    "a missing column": ("d.csv", b"x,z\n1,2\n", ["d.csv has no column 'y'", "bad.py:model", "it has x, z"]),
+    "a wrong type": ("d.csv", b"x,y\n1,2\nred,3\n", ["column 'x'", "d.csv has 'red' in row 2", "a number"]),
+    "a missing value": ("d.csv", b"x,y\n1,2\n2,\n", ["column 'y'", "d.csv has no value in row 2"]),
+    "an empty file": ("d.csv", b"", ["d.csv is empty"]),
+    "a file that is not there": ("d.csv", None, ["there is no data file"]),
+    "JSON that is no object": ("d.json", b"[]", ["d.json holds a list, expected an object"]),
+    "lengths that disagree": ("d.json", b'{"x": [1, 2, 3], "y": [1, 2]}', ["site y", "x (3,), y (2,)"]),
+}
+
+
+@pytest.mark.parametrize("command", ["compare", "fit", "nuts"])
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_bad_data_are_refused_in_words(case: str, command: str, tmp_path: Path) -> None:
+    name, content, expected = BAD_DATA[case]
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    path = write(tmp_path, MODEL)
+    result = run(command, f"{path}:model", "--data", tmp_path / name, "--out", tmp_path / "out", "--quiet")
+    check_refused(result.exit_code, result.stdout, result.stderr, tmp_path, expected)
+
+
+@pytest.fixture
+def regression(tmp_path: Path) -> list[object]:
+    """Arguments that name a model and its data."""
+    (tmp_path / "d.csv").write_text("\ufeffx,y,remark\n0.5,1.0,a\n1.0,1.5,b\n2.0,4.5,\n", encoding="utf-8")
+    return [f"{write(tmp_path, MODEL)}:model", "--data", tmp_path / "d.csv", "--out", tmp_path / "out"]
+
+
+# Normal(0, 1) prior and three rows with noise 1: the precision is 1 + 0.25 + 1 + 4, the mean 11 / 6.25.
+EXACT_MEAN, EXACT_SD = (0.5 * 1.0 + 1.0 * 1.5 + 2.0 * 4.5) / 6.25, 0.4
+
+
+def test_fit_gives_json_and_nothing_else_on_standard_output(regression: list[object]) -> None:
+    result = run("fit", *regression, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert (found["status"], found["guide"], found["interrupted"]) == ("converged", "full_rank", False)
+    (row,) = found["parameters"]
+    assert row["parameter"] == "slope"
+    assert abs(row["mean"] - EXACT_MEAN) < 5 * EXACT_SD / 1000**0.5
+    assert Path(found["file"]).is_file()
+    assert "full_rank fit of bad converged" in result.stderr
+    assert "columns that" in result.stderr
+    assert "remark" in result.stderr
+    result = run("fit", *regression, "--json", "--quiet")
+    assert result.stderr == ""
+    assert json.loads(result.stdout)["parameters"] == found["parameters"]
+
+
+def test_nuts_draws_checks_and_writes(regression: list[object], tmp_path: Path) -> None:
+    result = run("nuts", *regression, "--chains", 2, "--warmup", 300, "--draws", 600, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert abs(found["parameters"][0]["mean"] - EXACT_MEAN) < 5 * EXACT_SD / 200**0.5
+    assert found["problems"] == [] or "ESS" in found["problems"][0]
+    assert "slope" in arviz.from_netcdf(found["file"])["posterior"]
+    assert (
+        run("nuts", *regression, "--chains", 1, "--warmup", 5, "--draws", 20).stdout.count("unfit as a reference") > 0
+    )
+
+
+def test_compare_gives_json(regression: list[object], tmp_path: Path) -> None:
+    small = ["--chains", 2, "--warmup", 100, "--draws", 200, "--guide", "mean_field", "--optim", "fixed_draws"]
+    result = run("compare", *regression, *small, "--json", "--quiet")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == ""
+    found = json.loads(result.stdout)
+    assert found["candidates"][0]["candidate"] == "mean_field"
+    assert Path(found["files"]["report"]).is_file()
+    words = shlex.split(found["command"])
+    assert words[:3] == ["pyro-vi-lab", "compare", str(regression[0])]
+    for option, value in (("--data", str(regression[2])), ("--optim", "fixed_draws"), ("--guide", "mean_field")):
+        assert words[words.index(option) + 1] == value
+    assert "--json" not in words
+
+
+def test_explain_says_the_tier(regression: list[object]) -> None:
+    result = run("explain", *regression[:3])
+    assert result.exit_code == 0, result.stderr
+    assert "bad: log density on R^1" in result.stdout
+    found = json.loads(run("explain", *regression[:3], "--json").stdout)
+    assert any("captured graph" in line for line in found["lines"])
+
+
+def test_models_are_listed_as_json() -> None:
+    assert set(json.loads(run("models", "--json").stdout)) >= set(MODELS)
+
+
+def test_points_and_budgets_are_refused_before_any_work(regression: list[object], tmp_path: Path) -> None:
+    for options, expected in (
+        (["--guide", "map"], "guide 'map' is a point"),
+        (["--time-budget", "0"], "--time-budget is a number of seconds above 0"),
+        (["--optim", "adam"], "unknown optim 'adam'"),
+    ):
+        result = run("compare", *regression, *options)
+        check_refused(result.exit_code, result.stdout, result.stderr, tmp_path, [expected])
+
+
+def test_a_fit_ends_when_its_time_is_over(tmp_path: Path) -> None:
+    guide = "flow"
+    result = run("fit", "eight_schools", "--guide", guide, "--time-budget", 0.5, "--out", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["status"] == "out of steps"
+    assert found["message"].startswith("stopped by TimeBudget after ") or "of the normal" in found["message"]
+
+
+# --- Ctrl-C ---------------------------------------------------------------------------------------------------------
+
+
+class Pressed(Callback):
+    """Ctrl-C in the first step of a fit, so many times."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    def on_step(self, step: int, record: Mapping[str, float]) -> None:
+        if step == 1:
+            for _ in range(self.times):
+                signal.raise_signal(signal.SIGINT)
+
+
+def press(monkeypatch: pytest.MonkeyPatch, *, guide: str, times: int = 1) -> None:
+    def with_ctrl_c(problem: Problem, name: str, *, callbacks: Sequence[Callback], **options: Any) -> Fit:
+        more = [Pressed(times)] if name == guide else []
+        return fit(problem, name, callbacks=[*callbacks, *more], **options)
+
+    monkeypatch.setattr("pyro_vi_lab.cli.fitting.fit", with_ctrl_c)
+
+
+def test_ctrl_c_ends_a_fit_with_what_it_has(
+    regression: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    press(monkeypatch, guide="full_rank")
+    before = signal.getsignal(signal.SIGINT)
+    result = run("fit", *regression, "--json")
+    assert result.exit_code == 130
+    found = json.loads(result.stdout)
+    assert found["interrupted"]
+    assert found["message"].startswith("stopped by Interruption after 2 steps")
+    assert "Ctrl-C: the fit ends after this step" in result.stderr
+    assert "slope" in arviz.from_netcdf(found["file"])["posterior"]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_twice_ends_everything(
+    regression: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    press(monkeypatch, guide="full_rank", times=2)
+    before = signal.getsignal(signal.SIGINT)
+    result = run("fit", *regression)
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == "interrupted: nothing was written"
+    assert not (tmp_path / "out").exists()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_keeps_the_fits_of_a_comparison(
+    regression: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    press(monkeypatch, guide="full_rank")
+    result = run("compare", *regression)
+    assert result.exit_code == 130
+    assert "interrupted before the comparison was made: mean_field and full_rank are kept in" in result.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["full_rank.nc", "mean_field.nc"]
+    assert "NUTS" not in result.stderr
+
+
+def test_ctrl_c_while_nuts_runs_keeps_the_fits(
+    regression: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyro_vi_lab.cli.fitting.nuts", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    result = run("compare", *regression, "--json")
+    assert result.exit_code == 130
+    found = json.loads(result.stdout)
+    assert {name: one["status"] for name, one in found["fits"].items()} == dict.fromkeys(
+        ("mean_field", "full_rank"), "converged"
+    )
+    assert "NUTS on bad" in result.stderr
+    assert all(Path(path).is_file() for path in found["files"].values())
+
+
+def test_a_disk_that_is_full_leaves_nothing_half_written(
+    regression: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "full_rank.nc").write_text("of an earlier run")
+
+    def full(tree: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pyro_vi_lab.cli.fitting.save_arviz", full)
+    for command in ("fit", "nuts"):
+        result = run(command, *regression, "--draws", 50)
+        assert result.exit_code == 2
+        assert result.stderr.splitlines()[-1].startswith("error: cannot write to ")
+        assert "No space left on device" in result.stderr
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["full_rank.nc"]
+    assert (tmp_path / "out" / "full_rank.nc").read_text() == "of an earlier run"
+
+
+@pytest.mark.slow
+def test_ctrl_c_of_a_terminal(regression: list[object], tmp_path: Path) -> None:
+    """The real signal, to the program in the middle of NUTS."""
+    command = [sys.executable, "-m", "pyro_vi_lab", "compare", *map(str, regression), "--draws", "1000000"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    ) as program:
+        assert program.stderr is not None
+        for line in program.stderr:
+            if line.startswith("NUTS on"):
+                break
+        time.sleep(2)
+        program.send_signal(signal.SIGINT)
+        error = program.stderr.read()
+    assert program.returncode == 130
+    assert "mean_field and full_rank are kept" in error
+    assert "Traceback" not in error
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["full_rank.nc", "mean_field.nc"]
+
+
+# --- a new user -----------------------------------------------------------------------------------------------------
+
+FIFTEEN_LINES = """\
+\"\"\"Does a longer night make a faster runner?\"\"\"
+
+import pyro
+import pyro.distributions as dist
+
+
+def problem(hours, minutes, club):
+    intercept = pyro.sample("intercept", dist.Normal(50.0, 20.0))
+    slope = pyro.sample("slope", dist.Normal(0.0, 5.0))
+    spread = pyro.sample("spread", dist.HalfNormal(5.0))
+    with pyro.plate("clubs", int(club.max()) + 1):
+        of_club = pyro.sample("of_club", dist.Normal(0.0, spread))
+    with pyro.plate("runner", len(minutes)):
+        mean = intercept + slope * hours + of_club[club]
+        pyro.sample("minutes", dist.Normal(mean, 4.0), obs=minutes)
+"""
+
+
+@pytest.mark.slow
+def test_a_file_of_fifteen_lines_gives_a_report_in_twenty_seconds(tmp_path: Path) -> None:
+    """As a new user would: a file, a table, one command, and no compiler on the machine."""
+    assert len(FIFTEEN_LINES.splitlines()) == 15
+    (tmp_path / "file.py").write_text(FIFTEEN_LINES)
+    noise = random.Random(0)
+    rows = [(noise.gauss(7, 1), i % 6) for i in range(90)]
+    lines = [f"{hours:.2f},{80 - 4 * hours + club + noise.gauss(0, 4):.1f},{club}" for hours, club in rows]
+    (tmp_path / "d.csv").write_text("\n".join(["hours,minutes,club", *lines]), encoding="utf-8-sig")
+    environment = {name: value for name, value in os.environ.items() if name not in ("CC", "CXX")}
+    environment |= {"PATH": str(tmp_path), "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "pyro_vi_lab", "compare", "file.py:problem", "--data", "d.csv", "--out", "out"]
+    began = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    seconds = time.perf_counter() - began
+    assert done.returncode == 0, done.stderr
+    print(f"{seconds:.1f} s, of which {sum(os.times()[2:4]):.1f} s on a processor")  # noqa: T201
+    assert "no C compiler" in done.stderr or "compiler" in done.stderr
+    assert done.stdout.splitlines()[-1] == "out/report.html"
+    assert "file" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert os.times().children_user < 20
