@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cache
 
 import pyro
@@ -10,7 +11,8 @@ import torch
 
 import pyro_vi_lab as vl
 from pyro_vi_lab import Comparison, Posterior, Problem, compare
-from pyro_vi_lab.models import LinearRegression
+from pyro_vi_lab.checks import discrepancy
+from pyro_vi_lab.models import LinearRegression, build
 
 REGRESSION = LinearRegression(noise_scale=0.5)
 
@@ -71,7 +73,9 @@ def hostile() -> Comparison:
     def model(y: torch.Tensor) -> None:
         with pyro.plate("<b>row</b>", 2):
             x = pyro.sample("<script>alert('$x^2$')</script>", dist.Normal(torch.zeros(()), 1.0))
-        pyro.sample("y & z", dist.Normal(x.sum(), 1.0), obs=y)
+        quoted = pyro.sample('a/b "c" \\n <d>', dist.Normal(0.0, 1.0))
+        pyro.sample("none of it", dist.Normal(torch.zeros(0), 1.0).to_event(1))
+        pyro.sample("y & z", dist.Normal(x.sum() + quoted, 1.0), obs=y)
 
     problem = Problem(
         model, torch.tensor(1.0), name="</title><img src=//x>", coords={"<b>row</b>": ["<i>", "naïve 模型 \"'"]}
@@ -80,6 +84,48 @@ def hostile() -> Comparison:
     far = {name: 3 * value + 4 for name, value in fitted.draws.items()}
     return compare(problem, ["full_rank"], reference=Posterior(far, method="</p>"), progress=False)
 
+
+@cache
+def eight_schools() -> Comparison:
+    """Beside a short run of NUTS."""
+    problem = build("eight_schools")
+    reference = vl.nuts(problem, num_chains=2, num_warmup=200, num_draws=200, progress=False)
+    return compare(problem, reference=reference, progress=False)
+
+
+@cache
+def gaussian_mixture() -> Comparison:
+    """Beside draws of one of the fits: NUTS takes a minute."""
+    problem = build("gaussian_mixture")
+    fitted = vl.fit(problem, "mean_field", progress=False)
+    reference = Posterior(fitted.posterior(num_draws=1000, seed=7).draws, method="given")
+    return compare(problem, [fitted], reference=reference, progress=False)
+
+
+@cache
+def crowd() -> Comparison:
+    """A thousand sites; their fits are those of another problem, since only the draws matter here."""
+
+    def model(y: torch.Tensor) -> None:
+        total = sum(pyro.sample(f"site {i}", dist.Normal(0.0, 1.0)) for i in range(1000))
+        pyro.sample("y", dist.Normal(total, 1.0), obs=y)
+
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randn(3, 4, 50, 1000, generator=generator, dtype=torch.float64)
+    reference, *others = (Posterior({f"site {i}": one[..., i] for i in range(1000)}) for one in draws)
+    posteriors = dict(zip(("mean_field", "full_rank"), others, strict=True))
+    return dataclasses.replace(
+        regression(),
+        problem=Problem(model, torch.tensor(1.0)),
+        reference=reference,
+        reference_problems=["few draws"],
+        posteriors=posteriors,
+        discrepancies={name: discrepancy(reference, posterior) for name, posterior in posteriors.items()},
+    )
+
+
+EXAMPLES = {"eight_schools": eight_schools, "gaussian_mixture": gaussian_mixture, "crowd": crowd}
+"""More of them, which take longer."""
 
 ALL = {
     "regression": regression,

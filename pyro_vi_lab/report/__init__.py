@@ -1,4 +1,4 @@
-"""A comparison as one HTML page. It writes no files and computes no checks; it shows and words what is there."""
+"""A comparison as one HTML page. It writes no files and judges nothing; it shows and words what is there."""
 
 from __future__ import annotations
 

@@ -1,14 +1,28 @@
-"""The page: what is shown where. How it looks is in the template."""
+"""The page: what is shown where. How it looks is in the template, its style sheet and its script."""
 
 from __future__ import annotations
 
-import math
+import base64
+import hashlib
+from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyro_vi_lab.posterior import MAX_RHAT, MIN_EBFMI, MIN_ESS, Posterior, element_name
 from pyro_vi_lab.report import figures
+from pyro_vi_lab.report.model import graph, site_rows, source
+from pyro_vi_lab.report.origin import provenance, reproduce
+from pyro_vi_lab.report.pairs import pair_pictures
+from pyro_vi_lab.report.parameters import (
+    coordinate_labels,
+    model_order,
+    most_parameters,
+    parameter_rows,
+    scalars,
+    worst_first,
+)
+from pyro_vi_lab.report.predictive import predictive_checks
+from pyro_vi_lab.report.reference_checks import reference_checks
 from pyro_vi_lab.report.words import (
     CLOSE_RATIO,
     CLOSE_SHIFT,
@@ -24,16 +38,15 @@ from pyro_vi_lab.report.words import (
 
 if TYPE_CHECKING:
     from pyro_vi_lab.compare import Comparison
-    from pyro_vi_lab.problem import Problem
 
 MAX_FOREST = 40
 MAX_MARGINALS = 24
-MAX_TABLE = 200
-"""Most parameters shown, the worst ones first; ``comparison.json`` has all of them."""
+"""Most parameters shown, the worst ones first."""
+STYLE, SCRIPT = "style.css", "script.js"
 
 
 def render(comparison: Comparison) -> str:
-    """One self-contained HTML page: no scripts, no files beside it, no requests.
+    """One self-contained HTML page: no files beside it, no requests, and no script but its own.
 
     Args:
         comparison: What to show.
@@ -49,7 +62,18 @@ def render(comparison: Comparison) -> str:
     )
     environment.filters["number"] = number
     environment.filters["on_scale"] = on_scale
-    return environment.get_template("page.html.j2").render(view(comparison))
+    style, script = (resources.files(__package__).joinpath(name).read_text("utf-8") for name in (STYLE, SCRIPT))
+    shell = {"style": style, "script": script, "policy": policy(style, script)}
+    return environment.get_template("page.html.j2").render(view(comparison) | shell).lstrip()
+
+
+def policy(style: str, script: str) -> str:
+    """Content security policy of the page: this style sheet, this script, and nothing else."""
+    known = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
+    return (
+        f"default-src 'none'; style-src 'sha256-{known[0]}'; script-src 'sha256-{known[1]}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
 
 
 def view(comparison: Comparison) -> dict[str, Any]:
@@ -58,9 +82,9 @@ def view(comparison: Comparison) -> dict[str, Any]:
     version = numbers["versions"]["pyro-vi-lab"]
     judgements = {item.name: item for item in judge(comparison)}
     reference, *rows = [_missing_as_none(row) for row in comparison.table().to_dict("records")]
-    worst = _worst_first(comparison)
+    worst = worst_first(comparison)
     names = list(comparison.fits)
-    return {
+    shown = {
         "title": comparison.problem.name,
         "facts": _facts(comparison),
         "summary": summary(comparison),
@@ -86,13 +110,38 @@ def view(comparison: Comparison) -> dict[str, Any]:
             "close_ratio": f"{CLOSE_RATIO:.0%}",
         },
         "total": len(worst),
-        **_pictures(comparison, worst),
-        "parameters": _parameter_rows(comparison, worst[:MAX_TABLE]),
-        "checks": _reference_checks(comparison.reference),
-        "reproduce": _reproduce(comparison),
-        "provenance": _provenance(comparison, numbers),
+        **_on_the_reference(comparison, worst),
+        "curves": _curves(comparison),
+        "weights": _weights(comparison),
+        "parameters": parameter_rows(comparison, worst[: most_parameters(comparison)]),
+        "checks": reference_checks(comparison.reference),
+        "sites": site_rows(comparison.problem),
+        "num_sites": len(comparison.problem.sites),
+        "reproduce": reproduce(comparison),
+        "provenance": provenance(comparison, numbers),
         "maker": f"pyro-vi-lab {version}" if version[:1].isdigit() else "pyro-vi-lab",
     }
+    shown["pairs"], shown["no_pairs"] = pair_pictures(comparison)
+    shown["predictive"], shown["no_predictive"] = predictive_checks(comparison)
+    shown["graph"], shown["no_graph"] = graph(comparison.problem)
+    shown["source"], shown["no_source"] = source(comparison.problem.model)
+    return shown | {"sections": _sections(shown)}
+
+
+def _sections(shown: dict[str, Any]) -> list[tuple[str, str]]:
+    """Id and name of the sections that the page has."""
+    return [
+        ("candidates", "Candidates"),
+        *([("forest", "Forest plot"), ("marginals", "Marginals")] if shown["forests"] else []),
+        ("pairs", "Pairs"),
+        ("convergence", "Convergence"),
+        *([("weights", "Importance weights")] if shown["weights"] else []),
+        ("predictive", "Predictive check"),
+        *([("parameters", "Parameters")] if shown["parameters"] else []),
+        ("reference", "Reference"),
+        ("model", "Model"),
+        ("again", "Reproduce"),
+    ]
 
 
 def _facts(comparison: Comparison) -> list[str]:
@@ -112,32 +161,22 @@ def _facts(comparison: Comparison) -> list[str]:
     return facts
 
 
-def _worst_first(comparison: Comparison) -> list[str]:
-    """Parameters that were compared, by the largest distance of any candidate from the reference."""
-    distance: dict[str, float] = {}
-    for found in comparison.discrepancies.values():
-        for name, value in zip(found.parameters, found.wasserstein.tolist(), strict=True):
-            distance[name] = max(distance.get(name, 0.0), value if math.isfinite(value) else math.inf)
-    return sorted(distance, key=lambda name: -distance[name])
-
-
-def _pictures(comparison: Comparison, worst: list[str]) -> dict[str, Any]:
+def _on_the_reference(comparison: Comparison, worst: list[str]) -> dict[str, Any]:
+    """Forest and marginals of the parameters that are farthest from the reference, in the model's order."""
     order = list(comparison.fits)
-    place = {name: i for i, name in enumerate(_model_order(comparison))}
-    for_forest = sorted(worst[:MAX_FOREST], key=lambda name: place[name])
-    for_panels = sorted(worst[:MAX_MARGINALS], key=lambda name: place[name])
-    judged = [name for name in order if name in comparison.discrepancies]
-    reference = figures.scalars(comparison.reference, for_forest)
-    candidates = {name: figures.scalars(comparison.posteriors[name], for_forest) for name in judged}
+    place = {name: i for i, name in enumerate(model_order(comparison))}
+    for_forest = sorted(worst[:MAX_FOREST], key=place.__getitem__)
+    for_panels = sorted(worst[:MAX_MARGINALS], key=place.__getitem__)
+    reference = scalars(comparison.reference, for_forest)
+    candidates = {
+        name: scalars(comparison.posteriors[name], for_forest) for name in order if name in comparison.discrepancies
+    }
     labels = coordinate_labels(comparison.problem)
-    forests = []
-    if for_forest:
-        forests = [
-            figures.forest(
-                reference, candidates, labels if css == "wide" else {}, order=order, size=size, name=f"forest-{css}"
-            )
-            for css, size in figures.SIZES.items()
-        ]
+    forests = [
+        figures.forest(reference, candidates, labels if css == "wide" else {}, order=order, size=size, css=css)
+        for css, size in figures.SIZES.items()
+        if for_forest
+    ]
     panels = [
         {
             "parameter": parameter,
@@ -147,137 +186,40 @@ def _pictures(comparison: Comparison, worst: list[str]) -> dict[str, Any]:
                 reference[parameter],
                 {name: draws[parameter] for name, draws in candidates.items()},
                 order=order,
-                name=f"marginal-{i}",
             ),
         }
-        for i, parameter in enumerate(for_panels)
+        for parameter in for_panels
     ]
-    histories = {
-        name: fit.history["negative_elbo"] for name, fit in comparison.fits.items() if "negative_elbo" in fit.history
+    return {"forests": forests, "num_forest": len(for_forest), "panels": panels}
+
+
+def _curves(comparison: Comparison) -> list[str]:
+    """The bound against steps, and against seconds."""
+    histories = {name: fit.history for name, fit in comparison.fits.items() if "negative_elbo" in fit.history}
+    if comparison.best is None or not histories:
+        return []
+    order, lowest = list(comparison.fits), -comparison.elbos[comparison.best][0]
+    steps = {
+        name: (np.arange(len(history["negative_elbo"])), history["negative_elbo"])
+        for name, history in histories.items()
     }
-    curves = []
-    if comparison.best is not None:
-        lowest = -comparison.elbos[comparison.best][0]
-        curves = [
-            figures.convergence(histories, lowest, size=size, name=f"convergence-{css}")
-            for css, size in figures.SIZES.items()
-        ]
-    return {"forests": forests, "num_forest": len(for_forest), "panels": panels, "curves": curves}
+    seconds = {
+        name: (history["seconds"], history["negative_elbo"])
+        for name, history in histories.items()
+        if len(history.get("seconds", ())) == len(history["negative_elbo"])
+    }
+    curves = [figures.convergence(steps, lowest, order=order, unit="step")]
+    return curves + ([figures.convergence(seconds, lowest, order=order, unit="seconds")] if seconds else [])
 
 
-def _model_order(comparison: Comparison) -> list[str]:
-    names: dict[str, None] = {}
-    for found in comparison.discrepancies.values():
-        names |= dict.fromkeys(found.parameters)
-    return list(names)
-
-
-def _parameter_rows(comparison: Comparison, parameters: list[str]) -> list[dict[str, Any]]:
-    """One block per parameter, with one line per candidate, in the model's order."""
-    lines: dict[str, list[dict[str, Any]]] = {name: [] for name in _model_order(comparison) if name in set(parameters)}
-    for row in comparison.parameters().to_dict("records"):
-        if row["parameter"] in lines:
-            far_mean = abs(row["mean_shift"]) > MAX_MEAN_SHIFT
-            far_sd = not SD_RATIOS[0] <= row["sd_ratio"] <= SD_RATIOS[1]
-            lines[row["parameter"]].append({**row, "far_mean": far_mean, "far_sd": far_sd})
-    labels = coordinate_labels(comparison.problem)
-    return [
-        {"parameter": name, "label": labels.get(name, ""), "lines": found} for name, found in lines.items() if found
-    ]
-
-
-def coordinate_labels(problem: Problem) -> dict[str, str]:
-    """The user's labels of the scalars that have any, ``{"theta[0]": "A"}``."""
-    labels = {}
-    for name, site in problem.sites.items():
-        known = [problem.coords.get(dim) for dim in problem.dims(name)]
-        if site.shape and site.kind in ("latent", "deterministic") and any(known):
-            for index in np.ndindex(tuple(site.shape)):
-                parts = [str(values[i]) for values, i in zip(known, index, strict=True) if values]
-                labels[element_name(name, index)] = ", ".join(parts)
-    return labels
-
-
-def _reference_checks(reference: Posterior) -> list[dict[str, Any]]:
-    """The checks of ``Posterior.problems()`` with their values, so that a pass can be seen too."""
-    convergence = reference.convergence()
-
-    def extreme(key: str, largest: bool) -> tuple[str, float]:
-        values = figures.labeled(convergence[key])
-        known = {name: value for name, value in values.items() if not math.isnan(value)}
-        if not known:
-            return "", math.nan
-        return (max if largest else min)(known.items(), key=lambda item: item[1])
-
-    checks = []
-    if reference.num_chains > 1:
-        where, value = extreme("rhat", True)
-        checks.append(
-            {
-                "name": "largest R-hat",
-                "value": number(value, 3),
-                "where": where,
-                "limit": f"below {MAX_RHAT}",
-                "ok": value < MAX_RHAT,
-            }
-        )
-    for kind in ("bulk", "tail"):
-        where, value = extreme(f"ess_{kind}", False)
-        checks.append(
-            {
-                "name": f"smallest {kind} ESS",
-                "value": number(value, 0),
-                "where": where,
-                "limit": f"at least {MIN_ESS:.0f}",
-                "ok": value >= MIN_ESS,
-            }
-        )
-    if "diverging" in reference.stats:
-        count = int(reference.stats["diverging"].sum())
-        checks.append(
-            {"name": "divergent transitions", "value": str(count), "where": "", "limit": "0", "ok": count == 0}
-        )
-    ebfmi = reference.ebfmi()
-    if ebfmi is not None:
-        worst = int(ebfmi.argmin())
-        checks.append(
-            {
-                "name": "smallest E-BFMI",
-                "value": number(float(ebfmi[worst])),
-                "where": f"chain {worst}",
-                "limit": f"at least {MIN_EBFMI}",
-                "ok": bool(ebfmi[worst] >= MIN_EBFMI),
-            }
-        )
-    return checks
-
-
-def _reproduce(comparison: Comparison) -> str:
-    """The command or the Python call that gives these numbers again."""
-    if comparison.command:
-        return comparison.command
-    info, reference = comparison.reference.info, comparison.reference
-    lines = ["import pyro_vi_lab as vl", "", f"problem = vl.Problem(...)  # {comparison.problem.name}"]
-    if reference.method == "nuts" and "seed" in info:
-        kept = {key: info[key] for key in ("num_warmup", "seed", "backend", "target_accept") if key in info}
-        settings = {"num_chains": reference.num_chains, "num_draws": reference.num_draws, **kept}
-        lines.append(
-            f"reference = vl.nuts(problem, {', '.join(f'{key}={value!r}' for key, value in settings.items())})"
-        )
-    else:
-        lines.append(f"reference = ...  # {reference_line(comparison)}")
-    lines.append(
-        f"comparison = vl.compare(problem, {list(comparison.fits)}, reference=reference, "
-        f"num_draws={comparison.num_draws}, seed={comparison.seed})"
-    )
-    return "\n".join(lines)
-
-
-def _provenance(comparison: Comparison, numbers: dict[str, Any]) -> list[tuple[str, str]]:
-    facts = [("seed", str(comparison.seed)), ("draws per candidate", f"{comparison.num_draws:,}")]
-    facts += [(name, version) for name, version in numbers["versions"].items()]
-    facts.append(("data (SHA-256)", numbers["data_hash"]))
-    return facts
+def _weights(comparison: Comparison) -> list[str]:
+    """Tails of the importance weights, and k-hats."""
+    order, checks = list(comparison.fits), comparison.importance
+    if not checks:
+        return []
+    tails = {name: check.smoothed_log_weights.flatten().numpy(force=True) for name, check in checks.items()}
+    khats = {name: (check.khat, check.khat_se) for name, check in checks.items()}
+    return [figures.weight_tails(tails, order=order), figures.khats(khats, order=order)]
 
 
 def _missing_as_none(row: dict[Any, Any]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def number(value: Any, digits: int = 2) -> str:
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
     text = f"{value:.2e}" if abs(value) >= 1e6 else f"{value:,.{digits}f}"
-    return _typeset("0" + text[2:] if float(text.replace(",", "")) == 0 and text.startswith("-") else text)
+    return typeset("0" + text[2:] if float(text.replace(",", "")) == 0 and text.startswith("-") else text)
 
 
 def on_scale(value: float, sd: float) -> str:
@@ -74,11 +74,12 @@ def on_scale(value: float, sd: float) -> str:
         return number(value)
     digits = max(0, 1 - math.floor(math.log10(sd)))
     if digits > 5 and abs(value) < 1e-2:
-        return _typeset(f"{value:.2e}")
+        return typeset(f"{value:.2e}")
     return number(value, min(digits, 8))
 
 
-def _typeset(text: str) -> str:
+def typeset(text: str) -> str:
+    """A number's text with true minus signs and a short exponent."""
     mantissa, _, exponent = text.partition("e")
     return (mantissa + (f"e{int(exponent)}" if exponent else "")).replace("-", "−")
 
