@@ -37,6 +37,8 @@ from pyro_vi_lab.objectives import ELBO, IWAE, PerSiteELBO, RenyiELBO
 from pyro_vi_lab.posterior import Posterior
 from pyro_vi_lab.problem import Problem
 from pyro_vi_lab.tensorboard import TensorBoard
+from pyro_vi_lab.trust import trust
+from pyro_vi_lab.verdict import Verdict
 
 __version__ = "0.1.0"
 
@@ -60,6 +62,7 @@ __all__ = [
     "RenyiELBO",
     "Status",
     "TensorBoard",
+    "Verdict",
     "calibrate",
     "checks",
     "choose_model",
@@ -76,4 +79,5 @@ __all__ = [
     "natural_sweep",
     "nuts",
     "to_arviz",
+    "trust",
 ]

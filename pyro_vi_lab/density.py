@@ -291,13 +291,19 @@ class LogDensity:
 
     def blame(self, z: Tensor) -> str:
         """Name of the site whose log density is not finite at one point ``(D,)``; empty if all are finite."""
-        with user_errors(self.name):
-            trace, log_det = self._program.trace(z, self._data, enumerate_discrete=self._program.enumerates)
-            trace.compute_log_prob()
+        trace, log_det = self._traced(z)
         for key, node in trace.nodes.items():
             if node["type"] == "sample" and not bool(torch.isfinite(node["log_prob"]).all()):
                 return str(key)
         return "" if bool(torch.isfinite(log_det)) else "the change of variables"
+
+    def trace(self, z: Tensor) -> Any:
+        """Pyro's trace of a run of the model at one point ``(D,)``."""
+        return self._traced(z)[0]
+
+    def _traced(self, z: Tensor) -> tuple[Any, Tensor]:
+        with user_errors(self.name):
+            return self._program.trace(z, self._data, enumerate_discrete=self._program.enumerates)
 
     @property
     def work(self) -> int:

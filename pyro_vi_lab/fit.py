@@ -14,6 +14,7 @@ from pyro_vi_lab.conjugate_fit import fit_conjugate
 from pyro_vi_lab.conjugate_mixture import fit_mixture
 from pyro_vi_lab.density_fit import MAX_KL, fit_density
 from pyro_vi_lab.errors import ArgumentError, unknown_name
+from pyro_vi_lab.escalation import TIME_BUDGET, climb
 from pyro_vi_lab.fit_guide import is_a, is_over_family
 from pyro_vi_lab.fit_progress import fit_progress
 from pyro_vi_lab.fitted import Fit
@@ -36,6 +37,8 @@ CONJUGATE: dict[type, tuple[Callable[..., Fit], Callable[..., Fit]]] = {Gaussian
 """Models whose guide "conjugate" has fits of its own: to all rows at once, and batch by batch."""
 OTHERS: dict[str, Callable[..., Fit]] = {"fixed_draws": fit_fixed_draws, "batch_and_match": fit_batch_and_match}
 """Other ways to fit a guide over a family than the natural gradient."""
+AUTO = "auto"
+"""The name that stands for all guides, one after the other."""
 OTHER_STEPS = {"fixed_draws": 200, "batch_and_match": 2000}
 OPTIMS = ("natural_gradient", *OTHERS)
 
@@ -54,6 +57,7 @@ def fit(
     max_steps: int | None = None,
     progress: bool = True,
     compile: Compile = "auto",
+    time_budget: float | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Fit:
     r"""Fit a guide by natural gradient ascent of the ELBO; stops by itself.
@@ -74,6 +78,11 @@ def fit(
     ``"flow"`` starts from a fit of the full-rank normal (of the mean-field one for more than 512 dimensions),
     in whose coordinates it goes by stochastic gradients.
 
+    ``"auto"`` climbs: from the mean-field normal to what :func:`pyro_vi_lab.trust` suggests (correlations, heavy tails,
+    several modes, hierarchical sites written non-centered), until a verdict is ``"trust"``, and else to NUTS, started
+    from the best fit. ``Fit.path`` tells the way, ``Fit.problem`` is the one that was fitted in the end, in which sites
+    that were rewritten are deterministic, and :meth:`Fit.posterior` has all sites.
+
     Any other Pyro guide, and any guide of a problem with minibatches, goes by stochastic gradients of the captured
     objective (:mod:`pyro_vi_lab.program_engine`), and is trained in place with its parameters in Pyro's param store, as
     :class:`pyro.infer.SVI` does. ``CONVERGED`` then means that the loss no longer falls by more than its noise.
@@ -82,8 +91,8 @@ def fit(
 
     Args:
         problem: Model and data.
-        guide: A name of ``GUIDES``, a guide class of ours or of ``pyro.infer.autoguide``, an instance (of ours: its
-            present location and scale are the start), or any Pyro guide.
+        guide: A name of ``GUIDES``, ``"auto"``, a guide class of ours or of ``pyro.infer.autoguide``, an instance (of
+            ours: its present location and scale are the start), or any Pyro guide.
         optim: Of guides over a family a name: ``"natural_gradient"`` (the default); ``"fixed_draws"``, Newton's method
             on the bound over fixed draws, for ``"mean_field"`` and ``"full_rank"``, which also gives
             :meth:`Fit.linear_response` and :meth:`Fit.monte_carlo_error` (:mod:`pyro_vi_lab.fixed_draws`);
@@ -106,6 +115,7 @@ def fit(
         compile: Whether graphs are compiled. ``True``: all, and of a fit by natural gradients the whole step, kept for
             later fits of the problem; ``False``: none. ``"auto"``: where it pays, which is with many restarts, and in
             the second kind of fit after some time; there the same seed gives the same numbers up to rounding only.
+        time_budget: Of ``"auto"`` alone: seconds after which it begins nothing new, by default 120.
         callbacks: Told of every step and of the result; any of them may end the fit (:class:`~pyro_vi_lab.Callback`).
 
     Raises:
@@ -130,6 +140,8 @@ def fit(
         raise ArgumentError(
             f"problem must be a pyro_vi_lab.Problem, got {type(problem).__name__}; wrap it: Problem(model, *args)"
         )
+    if time_budget is not None and not 0 < time_budget < math.inf:
+        raise ArgumentError(f"time_budget is in seconds and must be positive, got {time_budget!r}")
     _check_numbers(lr=lr, max_kl=max_kl, num_particles=num_particles, num_restarts=num_restarts, max_steps=max_steps)
     check_compile(compile)
     if isinstance(optim, str):
@@ -141,6 +153,14 @@ def fit(
                 "optimizer, or none"
             )
     told = checked(callbacks)
+    if guide == AUTO:
+        given = {"optim": optim, "objective": objective, "lr": lr, "max_kl": max_kl, "num_particles": num_particles}
+        _refuse(guide, "chooses its own way", max_steps=max_steps, callbacks=callbacks or None, **given)
+        if problem.subsamples:
+            raise ArgumentError("'auto' needs a problem that sees all rows at once: leave minibatch out")
+        return climb(problem, fit, time_budget=time_budget or TIME_BUDGET, seed=seed, progress=progress)
+    if time_budget is not None:
+        raise ArgumentError(f"time_budget is for 'auto'; the guide {name_of(guide)!r} stops by itself or at max_steps")
     with fit_progress(progress, f"{name_of(guide)} fit of {problem.name}") as line:
         watch = Watch((*told, *line))
         result = _fitted(

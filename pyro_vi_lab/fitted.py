@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,6 +37,24 @@ class FixedOptimum:
         return self.target.sensitivity(self.point)
 
 
+class Stage(NamedTuple):
+    """One stage of a fit of ``"auto"``.
+
+    Args:
+        guide: Name of the guide, or ``"nuts"``.
+        decision: What the verdict on it was; ``"sample"`` of NUTS.
+        reasons: Why.
+        seconds: Wall-clock time, the verdict's included.
+        changes: How the model had been rewritten by then, such as ``"non-center theta"``.
+    """
+
+    guide: str
+    decision: str
+    reasons: tuple[str, ...]
+    seconds: float
+    changes: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class Fit:
     """The result of :func:`fit`; of several restarts, ``guide``, ``status`` and ``elbo`` are those of the best.
@@ -62,6 +80,9 @@ class Fit:
             such a fit has ``negative_log_density`` in place of ``negative_elbo``, and ``gain``, the nats that each
             step promised.
         fixed: The optimum over fixed draws of a fit with ``optim="fixed_draws"`` that has converged.
+        path: The stages of a fit of ``"auto"``; empty of all others.
+        verdict: What :func:`pyro_vi_lab.trust` says of a fit of ``"auto"`` that ended with a guide.
+        sampled: The draws of a fit of ``"auto"`` that ended with NUTS.
     """
 
     problem: Problem
@@ -78,6 +99,9 @@ class Fit:
     objective: Any = field(default=None, repr=False)
     mode: dict[str, Tensor] | None = field(default=None, repr=False)
     fixed: FixedOptimum | None = field(default=None, repr=False)
+    path: tuple[Stage, ...] = field(default=(), repr=False)
+    verdict: Any = field(default=None, repr=False)
+    sampled: Posterior | None = field(default=None, repr=False)
 
     @property
     def status(self) -> Status:
@@ -181,6 +205,8 @@ class Fit:
         return self.params
 
     def _refuse_point(self, what: str) -> None:
+        if self.sampled is not None:
+            raise ArgumentError(f"this fit of 'auto' ended with NUTS and has no {what}: its draws are posterior()")
         if self.mode is not None:
             raise ArgumentError(
                 f"a fit of the guide {self.method} has no {what}: it is a point (see point()) and no "
@@ -274,6 +300,8 @@ class Fit:
         Those of a fit of a point (``"map"``, ``"mle"``) are all equal to it, in one chain, as those of Pyro's
         ``Predictive`` of an ``AutoDelta``: good for predictions from the point, and no measure of uncertainty.
 
+        Those of ``"auto"`` where it ended with NUTS are of its chains, about ``num_draws`` in all.
+
         Raises:
             FitError: Every restart diverged.
         """
@@ -282,6 +310,8 @@ class Fit:
             raise FitError(f"the {self.method} fit of {self.problem.name} has no posterior: {self.message}")
         if num_draws < 1:
             raise ArgumentError(f"num_draws must be positive, got {num_draws}")
+        if self.sampled is not None:
+            return self.sampled.thinned(num_draws)
         info = {
             "status": self.status.value,
             "seconds": self.seconds,

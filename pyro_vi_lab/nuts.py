@@ -16,7 +16,7 @@ from pyro_vi_lab.agreement import agrees
 from pyro_vi_lab.density import LogDensity
 from pyro_vi_lab.errors import ArgumentError, CompileError, LabWarning, ModelError, unknown_name
 from pyro_vi_lab.families import Params
-from pyro_vi_lab.fit import Fit
+from pyro_vi_lab.fitted import Fit
 from pyro_vi_lab.isolation import default_dtype, seeded, threads
 from pyro_vi_lab.native import NativeFunction, compiler, say_no_compiler
 from pyro_vi_lab.nutpie_bridge import Settings, sample_callback, sample_native

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -88,6 +88,16 @@ class Posterior:
     def flat(self) -> dict[str, Tensor]:
         """Draws of all chains after one another: site name to ``(C * S, *site shape)``."""
         return {name: value.flatten(0, 1) for name, value in self.draws.items()}
+
+    def thinned(self, num_draws: int) -> Posterior:
+        """Every k-th draw of each chain, for about ``num_draws`` of all chains; all of them if there are no more."""
+        step = max(1, self.num_chains * self.num_draws // num_draws)
+
+        def chosen(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: value[:, ::step] for name, value in values.items()}
+
+        unconstrained = None if self.unconstrained is None else self.unconstrained[:, ::step]
+        return replace(self, draws=chosen(self.draws), stats=chosen(self.stats), unconstrained=unconstrained)
 
     def mean(self) -> dict[str, Tensor]:
         """Mean of every site over chains and draws, in the site's shape."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pyro_vi_lab.checks.bounds import ErrorBounds, error_bounds
 from pyro_vi_lab.checks.calibration import CalibrationCheck, Coverage, check_ranks, holm, ranks_of
 from pyro_vi_lab.checks.discrepancy import Discrepancy, DiscrepancySummary, discrepancy
+from pyro_vi_lab.checks.ensemble import Ensemble, run_ensemble
 from pyro_vi_lab.checks.evidence import EvidenceBounds, evidence
+from pyro_vi_lab.checks.modes import OtherModes, other_modes
 from pyro_vi_lab.checks.pareto import ImportanceCheck, importance
 from pyro_vi_lab.checks.restarts import Optimum, RestartCheck, restarts
 from pyro_vi_lab.checks.rows import RowImportance, importance_by_row
@@ -18,10 +20,12 @@ __all__ = [
     "Coverage",
     "Discrepancy",
     "DiscrepancySummary",
+    "Ensemble",
     "ErrorBounds",
     "EvidenceBounds",
     "ImportanceCheck",
     "Optimum",
+    "OtherModes",
     "RestartCheck",
     "RowImportance",
     "SteinCheck",
@@ -34,8 +38,10 @@ __all__ = [
     "holm",
     "importance",
     "importance_by_row",
+    "other_modes",
     "ranks_of",
     "restarts",
+    "run_ensemble",
     "stein",
     "uniformity_p_values",
 ]
