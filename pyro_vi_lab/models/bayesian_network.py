@@ -75,8 +75,8 @@ class BayesianNeuralNetwork(PyroModule):
         likelihood: ``"normal"`` (outputs are means), ``"categorical"`` or ``"bernoulli"`` (outputs are logits).
         prior_scale: Prior standard deviation of the weights: a number, ``"fan_in"`` for
             :math:`g/\sqrt{\text{fan-in}}`, or a dict by layer or parameter, ``{"0": 0.5, "2.weight": 1.0}``. A
-            prior under which the network's outputs are too small for the data leaves the weights near it: of two,
-            prefer the one of the higher ELBO.
+            prior under which the network's outputs are too small for the data leaves the weights near it, and the ELBO
+            of independent normals prefers such: choose it, too, by rows that are held out.
         bias_scale: Prior standard deviation of biases and of the gains of normalizing layers, whose mean is one.
         gain: g.
         noise_scale: σ where it is known, in units of y; of ``"normal"`` only. If ``None``, its logarithm has a standard
