@@ -53,20 +53,13 @@ def model_of(sizes: list[int], seed: int, temperature: float) -> BayesianNeuralN
     return BayesianNeuralNetwork(network(sizes, seed), likelihood=likelihood, temperature=temperature)
 
 
-def fitted(problem: Any, *, max_steps: int, seed: int = 0) -> tuple[Any, float]:
-    """A fit with all defaults, and the processor's seconds that it took."""
+def fitted(problem: Any, *, max_steps: int, seed: int = 0) -> Any:
+    """A fit with all defaults."""
     from pyro_vi_lab import fit
     from pyro_vi_lab.guides import NetworkNormal
 
     pyro.clear_param_store()
-    began = time.process_time()
-    result = fit(problem, NetworkNormal, seed=seed, max_steps=max_steps, progress=False)
-    return result, time.process_time() - began
-
-
-def judged_fit(model: BayesianNeuralNetwork, result: Any, seconds: float, data: Mapping[str, Tensor]) -> dict[str, Any]:
-    judged = judge(model.predictive(result, data["x_new"], num_draws=DRAWS), data["y_new"])
-    return {**judged, "seconds": seconds, "steps": result.num_steps, "status": result.status.value}
+    return fit(problem, NetworkNormal, seed=seed, max_steps=max_steps, progress=False)
 
 
 def choose(
@@ -79,20 +72,25 @@ def choose(
     batch: int,
     max_steps: int,
 ) -> None:
-    """Score of every temperature on the rows that are held out, and the fit of the best one to all rows."""
+    """Score of every temperature on the rows that are held out."""
     from pyro_vi_lab import choose_model
 
-    data, seconds = tensors(arrays), [0.0]
-
-    def timed(problem: Any) -> Any:
-        result, seconds[0] = fitted(problem, max_steps=max_steps)
-        return result
-
+    data = tensors(arrays)
     models = {temperature: model_of(sizes, 0, temperature) for temperature in temperatures}
-    choice = choose_model(models, data["x"], data["y"], fit=timed, num_splits=num_splits, minibatch=batch)
+    choice = choose_model(
+        models,
+        data["x"],
+        data["y"],
+        fit=lambda problem: fitted(problem, max_steps=max_steps),
+        num_splits=num_splits,
+        minibatch=batch,
+    )
+    send_choice(channel, choice)
+
+
+def send_choice(channel: Channel, choice: Any) -> None:
     scores = {name: float(score.mean()) for name, score in choice.scores.items()}
-    run = judged_fit(choice.model, choice.fit, seconds[0], data)
-    channel.send({"scores": scores, "chosen": choice.name, "run": run})
+    channel.send({"scores": scores, "chosen": choice.name})
 
 
 def ours(
@@ -106,9 +104,11 @@ def ours(
     max_steps: int,
 ) -> None:
     data, model = tensors(arrays), model_of(sizes, seed, temperature)
-    problem = model.problem(data["x"], data["y"], minibatch=batch)
-    result, seconds = fitted(problem, max_steps=max_steps, seed=seed)
-    channel.send(judged_fit(model, result, seconds, data))
+    began = time.process_time()
+    result = fitted(model.problem(data["x"], data["y"], minibatch=batch), max_steps=max_steps, seed=seed)
+    seconds = time.process_time() - began
+    judged = judge(model.predictive(result, data["x_new"], num_draws=DRAWS), data["y_new"])
+    channel.send({**judged, "seconds": seconds, "steps": result.num_steps, "status": result.status.value})
 
 
 def decays(
@@ -139,8 +139,7 @@ def decays(
 
     models = {weight_decay: Plain(weight_decay) for weight_decay in weight_decays}
     choice = choose_model(models, data["x"], data["y"], fit=lambda trained: trained, num_splits=num_splits)
-    scores = {name: float(score.mean()) for name, score in choice.scores.items()}
-    channel.send({"scores": scores, "chosen": choice.name})
+    send_choice(channel, choice)
 
 
 @torch.no_grad()
