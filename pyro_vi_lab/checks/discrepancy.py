@@ -7,19 +7,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pyro_vi_lab import arviz_bridge
-from pyro_vi_lab.errors import DataError
-from pyro_vi_lab.posterior import Posterior, element_name
+from pyro_vi_lab.checks.scalars import common_scalars
+from pyro_vi_lab.posterior import Posterior
 
 Array = NDArray[Any]
-
-MIN_DRAWS = 4
-"""Fewest draws per chain from which an autocorrelation, and so a Monte Carlo error, can be estimated."""
-CONSTANT_UNITS = 8
-"""A scalar is constant where its draws spread over at most this many units in the last place."""
 
 
 class DiscrepancySummary(NamedTuple):
@@ -136,86 +130,13 @@ def discrepancy(reference: Posterior, approximation: Posterior) -> Discrepancy:
         >>> round(discrepancy(reference, moved).summary().max_mean_shift, 6)
         1.0
     """
-    names = _common_sites(reference, approximation)
-    parts, labels, constant = [], [], []
-    for name in names:
-        x, y = _scalars(reference, name, "reference"), _scalars(approximation, name, "approximation")
-        site_labels = [element_name(name, index) for index in np.ndindex(tuple(reference.draws[name].shape[2:]))]
-        fixed = _constant(x, reference.draws[name].dtype)
-        if fixed.any():
-            eps = max(_eps(posterior.draws[name].dtype) for posterior in (reference, approximation))
-            _check_same_constant(x[..., fixed], y[..., fixed], eps, [site_labels[i] for i in np.flatnonzero(fixed)])
-            constant += [site_labels[i] for i in np.flatnonzero(fixed)]
-        if not fixed.all():
-            labels += [site_labels[i] for i in np.flatnonzero(~fixed)]
-            parts.append(_compare(x[..., ~fixed], y[..., ~fixed]))
-    if not labels:
-        raise DataError(f"nothing to compare: every scalar of the common sites ({', '.join(names)}) is a constant")
+    pair = common_scalars(reference, approximation)
     return Discrepancy(
-        parameters=tuple(labels),
-        **{key: np.concatenate([part[key] for part in parts]) for key in parts[0]},
-        constant=tuple(constant),
-        missing=tuple(sorted(set(reference.draws) ^ set(approximation.draws))),
+        parameters=pair.labels,
+        **_compare(pair.reference, pair.approximation),
+        constant=pair.constant,
+        missing=pair.missing,
     )
-
-
-def _common_sites(reference: Posterior, approximation: Posterior) -> list[str]:
-    names = [name for name in reference.draws if name in approximation.draws]
-    if not names:
-        raise DataError(
-            f"the posteriors have no site in common: the reference has {', '.join(reference.draws)}; the "
-            f"approximation {', '.join(approximation.draws)}"
-        )
-    disagreeing = [
-        f"{name!r} has {tuple(reference.draws[name].shape[2:])} in the reference and "
-        f"{tuple(approximation.draws[name].shape[2:])} in the approximation"
-        for name in names
-        if reference.draws[name].shape[2:] != approximation.draws[name].shape[2:]
-    ]
-    if disagreeing:
-        raise DataError(f"the shapes of the sites disagree (without chains and draws): {'; '.join(disagreeing)}")
-    for posterior, role in ((reference, "reference"), (approximation, "approximation")):
-        if posterior.num_draws < MIN_DRAWS:
-            raise DataError(
-                f"the {role} has {posterior.num_draws} draws per chain; a Monte Carlo error needs at least {MIN_DRAWS}"
-            )
-    return names
-
-
-def _scalars(posterior: Posterior, name: str, role: str) -> Array:
-    """Draws of one site as ``(C, S, P)`` in float64."""
-    draws = posterior.draws[name].numpy(force=True).astype(np.float64)
-    bad = ~np.isfinite(draws)
-    if bad.any():
-        index = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise DataError(
-            f"{int(bad.sum())} draws of site {name!r} of the {role} are not finite, the first "
-            f"({draws[index]}) is of {element_name(name, index[2:])} at chain {index[0]}, draw {index[1]}"
-        )
-    return draws.reshape(*draws.shape[:2], math.prod(draws.shape[2:]))
-
-
-def _eps(dtype: torch.dtype) -> float:
-    return float(torch.finfo(dtype).eps) if dtype.is_floating_point else 0.0
-
-
-def _constant(draws: Array, dtype: torch.dtype) -> Array:
-    """Which scalars do not move by more than rounding, ``(P,)``."""
-    largest: Array = np.abs(draws).max((0, 1))
-    return np.asarray(np.ptp(draws, axis=(0, 1)) <= CONSTANT_UNITS * _eps(dtype) * largest)
-
-
-def _check_same_constant(x: Array, y: Array, eps: float, labels: list[str]) -> None:
-    value = x[0, 0]
-    distance = np.abs(y - value).max((0, 1))
-    differs = distance > CONSTANT_UNITS * eps * np.maximum(np.abs(value), np.abs(y).max((0, 1)))
-    if differs.any():
-        i = int(differs.argmax())
-        raise DataError(
-            f"all reference draws of {labels[i]} are {value[i]:g}, while those of the approximation lie "
-            f"between {y[..., i].min():g} and {y[..., i].max():g}; a reference that does not move (a stuck "
-            "chain?) cannot judge them"
-        )
 
 
 def _compare(x: Array, y: Array) -> dict[str, Array]:
