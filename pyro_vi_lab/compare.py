@@ -26,6 +26,8 @@ from pyro_vi_lab.report import render, warnings_about
 if TYPE_CHECKING:
     import pandas
 
+    from pyro_vi_lab.calibration import Calibration
+
 MAX_POINTWISE = 2**25
 """Values of one observed row and one draw that a saved file may hold (256 MiB in float64)."""
 
@@ -192,9 +194,16 @@ class Comparison:
         result: dict[str, Any] = plain(found)
         return result
 
-    def report(self) -> str:
-        """The comparison as one HTML page that needs nothing else."""
-        return render(self)
+    def report(self, *, calibrations: Mapping[str, Calibration] | None = None) -> str:
+        """The comparison as one HTML page that needs nothing else.
+
+        Args:
+            calibrations: Candidate to what :func:`~pyro_vi_lab.calibrate` found for its guide, to be shown too.
+
+        Raises:
+            ArgumentError: A calibration of something that is no candidate, or of another problem.
+        """
+        return render(self, calibrations=calibrations)
 
     def save(self, directory: str | Path) -> dict[str, Path]:
         """Write ``comparison.json``, ``report.html``, and a NetCDF file for the reference and for every posterior.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Mapping
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pyro_vi_lab.report import figures
+from pyro_vi_lab.report.calibration import calibration_panels
 from pyro_vi_lab.report.model import graph, site_rows, source
 from pyro_vi_lab.report.origin import provenance, reproduce
 from pyro_vi_lab.report.pairs import pair_pictures
@@ -23,6 +25,7 @@ from pyro_vi_lab.report.parameters import (
 )
 from pyro_vi_lab.report.predictive import predictive_checks
 from pyro_vi_lab.report.reference_checks import reference_checks
+from pyro_vi_lab.report.verdicts import by_parameter, card, lead, verdicts_of
 from pyro_vi_lab.report.words import (
     CLOSE_RATIO,
     CLOSE_SHIFT,
@@ -37,6 +40,7 @@ from pyro_vi_lab.report.words import (
 )
 
 if TYPE_CHECKING:
+    from pyro_vi_lab.calibration import Calibration
     from pyro_vi_lab.compare import Comparison
 
 MAX_FOREST = 40
@@ -45,11 +49,15 @@ MAX_MARGINALS = 24
 STYLE, SCRIPT = "style.css", "script.js"
 
 
-def render(comparison: Comparison) -> str:
+def render(comparison: Comparison, *, calibrations: Mapping[str, Calibration] | None = None) -> str:
     """One self-contained HTML page: no files beside it, no requests, and no script but its own.
 
     Args:
         comparison: What to show.
+        calibrations: Candidate to the calibration of its guide, to be shown too.
+
+    Raises:
+        ArgumentError: A calibration of something that is no candidate, or of another problem.
     """
     import jinja2
 
@@ -64,7 +72,7 @@ def render(comparison: Comparison) -> str:
     environment.filters["on_scale"] = on_scale
     style, script = (resources.files(__package__).joinpath(name).read_text("utf-8") for name in (STYLE, SCRIPT))
     shell = {"style": style, "script": script, "policy": policy(style, script)}
-    return environment.get_template("page.html.j2").render(view(comparison) | shell).lstrip()
+    return environment.get_template("page.html.j2").render(view(comparison, calibrations or {}) | shell).lstrip()
 
 
 def policy(style: str, script: str) -> str:
@@ -76,7 +84,7 @@ def policy(style: str, script: str) -> str:
     )
 
 
-def view(comparison: Comparison) -> dict[str, Any]:
+def view(comparison: Comparison, calibrations: Mapping[str, Calibration]) -> dict[str, Any]:
     """Everything that the template shows, by its names there."""
     numbers = comparison.to_dict()
     version = numbers["versions"]["pyro-vi-lab"]
@@ -87,6 +95,7 @@ def view(comparison: Comparison) -> dict[str, Any]:
     shown = {
         "title": comparison.problem.name,
         "facts": _facts(comparison),
+        "lead": lead(verdicts_of(comparison)),
         "summary": summary(comparison),
         "unfit": bool(comparison.reference_problems),
         "reference": reference,
@@ -99,6 +108,7 @@ def view(comparison: Comparison) -> dict[str, Any]:
                 "reasons": judgements[row["candidate"]].reasons,
                 "message": comparison.fits[row["candidate"]].message,
                 "best": row["candidate"] == comparison.best,
+                "verdict": card(verdicts_of(comparison).get(row["candidate"])),
             }
             for row in rows
         ],
@@ -113,6 +123,8 @@ def view(comparison: Comparison) -> dict[str, Any]:
         **_on_the_reference(comparison, worst),
         "curves": _curves(comparison),
         "weights": _weights(comparison),
+        "calibrations": calibration_panels(comparison, calibrations),
+        "verdicts": by_parameter(comparison),
         "parameters": parameter_rows(comparison, worst[: most_parameters(comparison)]),
         "checks": reference_checks(comparison.reference),
         "sites": site_rows(comparison.problem),
@@ -136,6 +148,7 @@ def _sections(shown: dict[str, Any]) -> list[tuple[str, str]]:
         ("pairs", "Pairs"),
         ("convergence", "Convergence"),
         *([("weights", "Importance weights")] if shown["weights"] else []),
+        *([("calibration", "Calibration")] if shown["calibrations"] else []),
         ("predictive", "Predictive check"),
         *([("parameters", "Parameters")] if shown["parameters"] else []),
         ("reference", "Reference"),

@@ -126,7 +126,7 @@ def test_the_checks_of_the_reference_are_shown_with_their_limits() -> None:
 @EVERY
 def test_the_checks_shown_are_those_that_decide(name: str) -> None:
     comparison = comparisons.ALL[name]()
-    failed = [check["name"] for check in page.view(comparison)["checks"] if not check["ok"]]
+    failed = [check["name"] for check in page.view(comparison, {})["checks"] if not check["ok"]]
     assert len(failed) == len(comparison.reference_problems)
 
 
@@ -143,7 +143,7 @@ def test_many_parameters_are_limited_and_that_is_said() -> None:
     comparison = comparisons.large()
     text = comparison.report()
     assert len(text.encode()) < 5e6
-    view = page.view(comparison)
+    view = page.view(comparison, {})
     assert len(view["panels"]) == page.MAX_MARGINALS
     assert f"the {page.MAX_MARGINALS} of 100 parameters that are farthest" in words(text)
     worst = comparison.parameters().groupby("parameter")["wasserstein"].max().nlargest(page.MAX_MARGINALS)
@@ -167,9 +167,9 @@ def test_links_inside_the_page_lead_somewhere() -> None:
 
 def test_all_parameters_are_in_the_table_as_far_as_it_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
     comparison = comparisons.large()
-    assert len(page.view(comparison)["parameters"]) == 100
+    assert len(page.view(comparison, {})["parameters"]) == 100
     monkeypatch.setattr(parameters, "MAX_LINES", 21)
-    rows = page.view(comparison)["parameters"]
+    rows = page.view(comparison, {})["parameters"]
     assert [len(row["lines"]) for row in rows] == [2] * 10
     assert "the 10 of 100 parameters that are farthest" in words(comparison.report())
 

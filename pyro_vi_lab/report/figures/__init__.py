@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyro_vi_lab.report.figures.calibration import ranks
 from pyro_vi_lab.report.figures.convergence import convergence
 from pyro_vi_lab.report.figures.drawing import SIZES
 from pyro_vi_lab.report.figures.forest import forest
@@ -23,6 +24,7 @@ __all__ = [
     "khats",
     "marginal",
     "pair",
+    "ranks",
     "swatch",
     "weight_tails",
 ]
