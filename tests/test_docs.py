@@ -141,6 +141,12 @@ def test_formulas_become_mathml(text: str) -> None:
     assert unknown == ""
 
 
+def test_names_of_functions_stand_apart_from_their_arguments() -> None:
+    made, _ = formulas.mathml(r"\mathrm{E}[\tfrac12 \log p(z) + x \log (2)]", block=False)
+    assert made.count(formulas.THIN) == 3  # after the half, before p, and after x
+    assert '<mi mathvariant="normal">&#x00045;</mi>' in made
+
+
 def test_an_unknown_command_of_tex_is_told() -> None:
     assert formulas.mathml(r"\nosuchthing x", block=True)[1] == r"\nosuchthing"
 

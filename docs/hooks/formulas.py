@@ -20,6 +20,13 @@ FORMULA = re.compile(
 )
 REPLACED = {r"\arg": r"\operatorname{arg}"}
 """Commands of TeX that latex2mathml lacks."""
+UPRIGHT = re.compile(r"<mi>(&#x000[0-9A-F]{2};)</mi>")
+"""One letter in ``\\mathrm``: written as an entity, but without the variant that keeps browsers from slanting it."""
+FUNCTION = r"<mi>(?:log|exp|tanh|sin|cos)</mi>"
+BEFORE = re.compile(rf"(?<=</mi>|</mn>|msub>|msup>|tyle>|frac>)(?={FUNCTION})")
+AFTER = re.compile(rf"(?:{FUNCTION})(?=<m(?:i|n|sub|sup|frac|row|style|over|o movablelimits)\b)")
+THIN = '<mspace width="0.167em" />'
+"""The thin space that TeX has around the name of a function."""
 log = logging.getLogger("mkdocs.hooks.formulas")
 
 
@@ -42,5 +49,7 @@ def mathml(text: str, *, block: bool) -> tuple[str, str]:
     for command, other in REPLACED.items():
         text = re.sub(re.escape(command) + r"(?![a-zA-Z])", lambda _, other=other: other, text)
     made = convert(" ".join(text.split()), display="block" if block else "inline")
+    made = UPRIGHT.sub(r'<mi mathvariant="normal">\1</mi>', made)
+    made = AFTER.sub(lambda name: name[0] + THIN, BEFORE.sub(THIN, made))
     unknown = re.search(r">(\\[^<]*)<", made)
     return made, unknown[1] if unknown else ""
