@@ -13,9 +13,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import pyro_vi_lab as vl
 from pyro_vi_lab import plugins
+from pyro_vi_lab.cli import app
 from pyro_vi_lab.errors import ArgumentError, PluginError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,6 +100,14 @@ def test_a_guide_class_of_another_package_is_fitted_by_name(install: Install) ->
     assert fit.status is vl.Status.CONVERGED
     assert type(fit.guide).__name__ == "Wide"
     assert fit.method == "wide"
+
+
+def test_the_command_line_takes_names_of_other_packages(install: Install, tmp_path: Path) -> None:
+    install(guides={"wide": "their_module:Wide"}, models={"theirs": "their_module:problem"})
+    words = ["fit", "theirs", "--guide", "wide", "--out", str(tmp_path / "out"), "--draws", "50", "--quiet"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out" / "wide.nc").is_file()
 
 
 def test_a_guide_function_of_another_package_is_trained(install: Install) -> None:

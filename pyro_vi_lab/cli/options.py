@@ -13,7 +13,7 @@ import typer
 
 from pyro_vi_lab.errors import ArgumentError, LabError, LabWarning, unknown_name
 from pyro_vi_lab.fit import OPTIMS
-from pyro_vi_lab.guides import GUIDES
+from pyro_vi_lab.guides import GUIDES, guide_named
 from pyro_vi_lab.models import MODELS
 from pyro_vi_lab.nuts import TARGET_ACCEPT
 
@@ -67,10 +67,13 @@ def command_line(context: typer.Context) -> str:
 
 
 def check_name(kind: str, name: str | None, known: Iterable[str]) -> None:
-    """Refuse a name that is not in a table, before any work."""
+    """Refuse a name that is not in a table, nor that of a guide of another package, before any work."""
     names = list(known)
-    if name is not None and name not in names:
+    if name is None or name in names:
+        return
+    if kind != "guide":
         raise unknown_name(kind, name, names)
+    guide_named(name)
 
 
 def check_budget(seconds: float | None) -> None:
