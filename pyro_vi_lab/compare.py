@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyro_vi_lab.arviz_groups import Options, tree_of
 from pyro_vi_lab.checks import Discrepancy, ImportanceCheck, discrepancy
 from pyro_vi_lab.density_engine import Status
 from pyro_vi_lab.errors import ArgumentError, DataError, LabWarning
@@ -361,8 +362,8 @@ def _trees(comparison: Comparison, **options: Any) -> Iterator[tuple[str, Any]]:
                 stacklevel=3,
             )
         if size > MAX_POINTWISE or (posterior is reference and missing):
-            chosen |= {"predictive": False, "log_likelihood": False}
-        yield name, to_arviz(posterior, problem=problem, **chosen)
+            chosen |= {"predictive": False, "log_likelihood": False, "log_prior": False}
+        yield name, tree_of(posterior, problem, Options(**chosen), fit=comparison.fits.get(name))
 
 
 def _named(guides: str | Sequence[Any] | Mapping[str, Any]) -> dict[str, Any]:

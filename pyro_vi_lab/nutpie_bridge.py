@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.machinery import ExtensionFileLoader, PathFinder
 from importlib.util import module_from_spec
 from typing import Any, ClassVar
@@ -101,8 +102,7 @@ def sample_callback(
     like: Tensor,
 ) -> Draws:
     """Draw from a density that is a Python function of a point ``(D,)`` of the type and device of ``like``."""
-    from nutpie.compiled_pyfunc import from_pyfunc
-
+    from_pyfunc = _nutpie("nutpie.compiled_pyfunc").from_pyfunc
     counters: list[list[int]] = []
 
     def make_log_prob() -> Callable[[NDArray[Any]], tuple[float, NDArray[Any]]]:
@@ -136,9 +136,7 @@ def _sample(model: Any, settings: Settings) -> tuple[NDArray[Any], dict[str, Ten
     in_notebook = settings.progress and "ipykernel" in sys.modules
     if isinstance(model, _NativeModel) and not in_notebook:
         return _read(_run(model, settings))
-    import nutpie
-
-    sampler = nutpie.sample(
+    sampler = _nutpie("nutpie").sample(
         model,
         draws=settings.num_draws,
         tune=settings.num_warmup,
@@ -207,9 +205,14 @@ def _library() -> Any:
             module = module_from_spec(spec)
             spec.loader.exec_module(module)
             return sys.modules.setdefault(spec.name, module)  # where the package finds it
-    from nutpie import _lib
+    return _nutpie("nutpie._lib")
 
-    return _lib
+
+def _nutpie(module: str) -> Any:
+    """A module of nutpie, whose annotations ask ArviZ 1.x for the ``InferenceData`` of 0.2x and make it warn."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"arviz\.InferenceData is no longer")
+        return import_module(module)
 
 
 class _NativeModel:

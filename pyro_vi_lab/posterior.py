@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -135,7 +136,16 @@ class Posterior:
         found = [
             f"{count} draws of {name} are not finite"
             for name, value in self.draws.items()
-            if (count := int((~torch.isfinite(value).reshape(self.num_chains * self.num_draws, -1).all(-1)).sum()))
+            if (
+                count := int(
+                    (
+                        ~torch.isfinite(value)
+                        .flatten(0, 1)
+                        .reshape(self.num_chains * self.num_draws, math.prod(value.shape[2:]))
+                        .all(-1)
+                    ).sum()
+                )
+            )
         ]
         convergence = self.convergence()
         if self.num_chains > 1:

@@ -384,22 +384,47 @@ class Problem:
     def log_likelihood(self, posterior: Posterior) -> dict[str, Tensor]:
         """Log density of every observed row given each draw of the latent sites; zero where a row is masked.
 
+        Discrete latent sites are summed out: a row that depends on them gets its log density given all other data that
+        depend on them too, which for rows with discrete sites of their own is the log likelihood of the row.
+
         Shape:
             each result ``(C, S, *batch shape of the site)``.
 
         Raises:
             ArgumentError: ``posterior`` lacks a latent site of this problem.
-            ModelError: The model has discrete latent sites, over which each row would have to be summed.
+            ModelError: The discrete latent sites of the model cannot be summed out row by row.
         """
-        discrete = [site.name for site in self.sites.values() if site.kind == "discrete"]
-        if discrete:
-            raise ModelError(
-                f"model {self.name} has the discrete latent site {discrete[0]!r}: the log likelihood of a single "
-                "row given the "
-                "continuous sites is not available for models with discrete sites"
-            )
+        return self.log_densities(posterior, ("observed",))
+
+    def log_prior(self, posterior: Posterior) -> dict[str, Tensor]:
+        """Log prior density of every latent site at each draw, on the scale of the site.
+
+        Sites whose prior depends on a discrete site are left out: it is summed out together with the data.
+
+        Shape:
+            each result ``(C, S, *batch shape of the site)``.
+
+        Raises:
+            ArgumentError: ``posterior`` lacks a latent site of this problem.
+        """
+        return self.log_densities(posterior, ("latent",))
+
+    def log_densities(self, posterior: Posterior, kinds: Sequence[str]) -> dict[str, Tensor]:
+        """Log densities of the sites of some kinds, ``"latent"`` and ``"observed"``, in one run of the model per draw.
+
+        See :meth:`log_prior` and :meth:`log_likelihood`.
+        """
         draws = posterior.num_chains * posterior.num_draws
-        values = self._repeat(self._latent_of(posterior), self._observed_sites, draws, seed=0, log_prob=True)
+        wanted = [site for site in self.sites.values() if site.kind in kinds]
+        summed = any(site.kind == "discrete" for site in self.sites.values())
+        values = self._repeat(
+            self._latent_of(posterior),
+            wanted,
+            draws,
+            seed=0,
+            log_prob=True,
+            enumerated=self.max_plate_nesting if summed else None,
+        )
         return _by_chain(posterior, values)
 
     # --- many runs of the model -------------------------------------------------------------------------------------
@@ -436,6 +461,8 @@ class Problem:
                 given, wanted, batch, seed=int(torch.randint(2**31, (), generator=seeds)), **how
             )
             for site in wanted:
+                if site.name not in values:
+                    continue  # a latent site without a log density of its own
                 along = layout.axes.get(site.name)
                 if along is not None:
                     pieces[site.name].append(values[site.name].narrow(along + 1, 0, kept))
@@ -446,6 +473,7 @@ class Problem:
         return {
             key: torch.cat(parts, layout.axes[key] + 1) if key in layout.axes else parts[0]
             for key, parts in pieces.items()
+            if parts
         }
 
     def _repeat_piece(

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_vi_lab.errors import LabError, ModelError
+from pyro_vi_lab.errors import LabError, LabWarning, ModelError
 
 
 class user_errors:
@@ -23,7 +23,7 @@ class user_errors:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: Any) -> None:
-        if not isinstance(error, Exception) or isinstance(error, LabError):
+        if not isinstance(error, Exception) or isinstance(error, (LabError, LabWarning)):
             return
         place = user_line(error)
         where = f" at {place}" if place else ""

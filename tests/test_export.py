@@ -3,14 +3,12 @@ from __future__ import annotations
 import errno
 import json
 import os
-import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import arviz
-import matplotlib
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -22,7 +20,7 @@ from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
 import pyro_vi_lab as vl
-from pyro_vi_lab import Posterior, Problem, arviz_bridge, to_arviz
+from pyro_vi_lab import Posterior, Problem, to_arviz
 from pyro_vi_lab.errors import ArgumentError, FileError, FitError
 from pyro_vi_lab.export import check_writable, data_hash, plain, save_arviz, staged, versions
 from tests import comparisons
@@ -87,23 +85,6 @@ def test_the_file_opens_with_plain_arviz(tree: Callable[[], Any], tmp_path: Path
     for group in ("posterior", "sample_stats", "posterior_predictive", "log_likelihood", "observed_data"):
         assert dict(found[group].sizes) == dict(tree()[group].sizes)
     np.testing.assert_array_equal(found["posterior"]["mu"].values, tree()["posterior"]["mu"].values)
-
-
-@pytest.mark.skipif(not arviz_bridge.is_old(), reason="the plots of ArviZ 1.x have other names and arguments")
-@EVERY
-def test_arviz_works_on_the_result(tree: Callable[[], Any]) -> None:
-    found = tree()
-    with matplotlib.rc_context({"figure.max_open_warning": 0}), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what ArviZ and matplotlib warn each other about is not ours
-        summary = arviz.summary(found)
-        loo = arviz.loo(found)
-        arviz.plot_forest(found)
-        arviz.plot_trace(found)
-        arviz.plot_ppc(found, num_pp_samples=10, random_seed=0)
-    assert {"mu", *(f"effect[{name}]" for name in SCHOOLS)} <= set(summary.index)
-    assert np.isfinite(summary["mean"]).all()
-    assert np.isfinite(loo.elpd_loo)
-    assert loo.n_data_points == len(SCHOOLS)
 
 
 def test_a_fit_keeps_its_log_densities_and_smoothed_weights() -> None:
@@ -174,20 +155,6 @@ def test_groups_can_be_left_out() -> None:
     assert "posterior_predictive" not in found
     assert "log_likelihood" not in found
     assert "observed_data" in found
-
-
-def test_a_model_with_discrete_sites_has_no_likelihood_per_row() -> None:
-    def mixture(y: Tensor) -> None:
-        mean = pyro.sample("mean", dist.Normal(torch.zeros(2), 5.0).to_event(1))
-        with pyro.plate("row", len(y)):
-            which = pyro.sample("which", dist.Bernoulli(0.5))
-            pyro.sample("y", dist.Normal(mean[..., which.long()], 1.0), obs=y)
-
-    made = Problem(mixture, torch.tensor([-3.0, 3.0, 2.5]))
-    draws = torch.randn(1, 50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = to_arviz(Posterior({"mean": draws}), problem=made)
-    assert "log_likelihood" not in found
-    assert found["posterior_predictive"]["y"].sizes["row"] == 3
 
 
 def test_covariates_share_the_rows_of_the_data_and_nothing_else() -> None:

@@ -431,17 +431,19 @@ def looking(y: Tensor) -> None:
 def test_one_by_one_gives_what_vectorized_gives() -> None:
     posterior = Posterior({"mu": torch.randn(2, 300, generator=torch.Generator().manual_seed(0), dtype=torch.float64)})
     one, all_at_once = Problem(looking, EFFECT), Problem(mean_of, EFFECT)
-    torch.testing.assert_close(
-        one.log_likelihood(posterior)["y"], all_at_once.log_likelihood(posterior)["y"], rtol=1e-12, atol=0
-    )
+    with pytest.warns(LabWarning, match=r"model looking cannot be run for many draws at once .*it is run 600 times"):
+        values = one.log_likelihood(posterior)["y"]
+    torch.testing.assert_close(values, all_at_once.log_likelihood(posterior)["y"], rtol=1e-12, atol=0)
     runs.clear()
-    y = one.predictive(posterior)["y"]
+    with pytest.warns(LabWarning, match="which takes about"):
+        y = one.predictive(posterior)["y"]
     assert len(runs) >= 600
     assert y.shape == (2, 300, 3)
     residuals = (y - posterior.draws["mu"][..., None]).reshape(-1, 3).numpy()
     assert stats.kstest(residuals.reshape(-1), stats.norm.cdf).pvalue > LEVEL
     assert np.abs(np.corrcoef(residuals.T) - np.eye(3)).max() < 5 / math.sqrt(600)
-    prior = one.prior(500).flat()
+    with pytest.warns(LabWarning, match=f"{__file__}:"):  # the line that looks into its values
+        prior = one.prior(500).flat()
     assert stats.kstest(prior["mu"].numpy(), stats.norm.cdf).pvalue > LEVEL
     torch.testing.assert_close(prior["double"], 2 * prior["mu"][:, None].expand(500, 3))
 
@@ -466,11 +468,6 @@ def test_a_posterior_of_other_sites_or_shapes_is_refused(what: str) -> None:
         getattr(problem, what)(posterior_of(mu=0.0, tau=1.0))
     with pytest.raises(ArgumentError, match=r"draws of site 'eta' have shape \(2,\); this problem's site has \(3,\)"):
         getattr(problem, what)(posterior_of(mu=0.0, tau=1.0, eta=[0.0, 0.0]))
-
-
-def test_rows_of_a_model_with_discrete_sites_have_no_log_likelihood() -> None:
-    with pytest.raises(ModelError, match="discrete latent site 'k'"):
-        Problem(grid, torch.zeros(2, 3)).log_likelihood(posterior_of(a=[[0.0], [0.0]]))
 
 
 # --- other data ----------------------------------------------------------------------------------------
