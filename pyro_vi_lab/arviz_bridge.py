@@ -181,6 +181,11 @@ def load(path: Path) -> Any:
         return _of_datasets(datasets, {str(key): value for key, value in found.attrs.items()})
 
 
+def num_bytes(tree: Any) -> int:
+    """Bytes of all values of a tree."""
+    return sum(int(value.nbytes) for name in group_names(tree) for value in tree[name].variables.values())
+
+
 def group_names(tree: Any) -> list[str]:
     """Names of the groups of a tree of either generation."""
     return list(tree.groups()) if is_old() else list(tree.children)

@@ -16,7 +16,7 @@ from pyro_vi_lab.posterior import Posterior
 from pyro_vi_lab.problem import Problem
 from pyro_vi_lab.provenance import data_hash, plain, versions
 from pyro_vi_lab.pyro_results import draws_of_guide, from_mcmc, from_triple, problem_of
-from pyro_vi_lab.whole_files import check_writable, staged, whole
+from pyro_vi_lab.whole_files import check_room, check_writable, staged, whole
 
 __all__ = [
     "check_writable",
@@ -120,6 +120,8 @@ def save_arviz(tree: Any, path: str | Path) -> None:
     path = Path(path)
     try:
         with whole(path) as place:
+            # HDF5 leaves the process in a state in which it may crash where it runs out of space while it writes
+            check_room(place.parent, arviz_bridge.num_bytes(tree))
             arviz_bridge.save(tree, place)
     except FileError:
         raise

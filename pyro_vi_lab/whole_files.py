@@ -21,6 +21,20 @@ def check_writable(directory: Path) -> None:
     _staging(directory).rmdir()
 
 
+def check_room(directory: Path, num_bytes: int) -> None:
+    """See whether a disk has room for ``num_bytes`` more.
+
+    Raises:
+        FileError: It has not.
+    """
+    free = shutil.disk_usage(directory).free
+    if free < num_bytes:
+        raise FileError(
+            f"cannot write to {directory.parent}: {num_bytes / 2**20:.0f} MiB are needed, {free / 2**20:.0f} MiB are "
+            "free; choose another disk, or make room"
+        )
+
+
 @contextmanager
 def staged(directory: Path) -> Iterator[Path]:
     """An empty folder whose files move into ``directory`` when the block ends, unless it ends with an error.

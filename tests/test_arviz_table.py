@@ -19,7 +19,7 @@ from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 
 import pyro_vi_lab as vl
-from pyro_vi_lab import Posterior, Problem, arviz_bridge, to_arviz
+from pyro_vi_lab import Problem, arviz_bridge, to_arviz
 
 Y = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
 
@@ -132,7 +132,9 @@ NEW: Mapping[str, Callable[[Any], Any]] = {
     "plot_ppc_dist of the prior": lambda tree: arviz.plot_ppc_dist(tree, group="prior_predictive", num_samples=10),
     "loo": lambda tree: arviz.loo(tree, pointwise=True),
     "compare": lambda tree: arviz.compare({"this": tree, "that": trees()["full_rank"]}),
-    "plot_pair": lambda tree: arviz.plot_pair(tree, var_names=["mu", "theta"] if "theta" in tree["posterior"] else None),
+    "plot_pair": lambda tree: arviz.plot_pair(
+        tree, var_names=["mu", "theta"] if "theta" in tree["posterior"] else None
+    ),
     "plot_energy": lambda tree: arviz.plot_energy(tree),
     "plot_prior_posterior": lambda tree: arviz.plot_prior_posterior(tree, var_names=["mu"]),
     "bfmi": lambda tree: arviz.bfmi(tree),
