@@ -115,7 +115,7 @@ def fit_mode(problem: Problem, guide: Any, *, num_restarts: int, seed: int, max_
     statuses = tuple(judged[i].status for i in order)
     best = ascents[order[0]]
     message = _sentence(density, best, judged[order[0]], part=part, start=start, max_steps=max_steps)
-    message += _of_others([ascents[i] for i in order], statuses)
+    message += _of_the_model(problem, statuses[0], part) + _of_others([ascents[i] for i in order], statuses)
     result = Fit(
         problem=problem,
         method=name,
@@ -266,6 +266,13 @@ def _sentence(
         )
     how = "still rises" if verdict.along is None else "does not fall off"
     return f"diverged: the {what} {how} where {went}, so that it has no maximum inside the support: {advice}"
+
+
+def _of_the_model(problem: Problem, status: Status, part: Part) -> str:
+    """What a ready model knows of its data: such as the column that separates two classes."""
+    why = getattr(problem.model, "why_no_maximum", None)
+    found = why(problem) if why and part == "likelihood" and status is not Status.CONVERGED else ""
+    return f"; {found}" if found else ""
 
 
 def _of_others(ascents: list[Ascent], statuses: tuple[Status, ...]) -> str:

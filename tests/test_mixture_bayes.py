@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -13,8 +15,9 @@ from pyro_vi_lab.coordinate_ascent import coordinate_ascent
 from pyro_vi_lab.guides import Conjugate
 from pyro_vi_lab.mixture_bayes import MixtureUpdates
 from pyro_vi_lab.mixture_fit import rows_of, starts
-from pyro_vi_lab.mixture_moments import Covariance, Moments
+from pyro_vi_lab.mixture_moments import Covariance, hard_moments
 from pyro_vi_lab.models import GaussianMixture
+from tests import mixtures
 from tests.mixtures import KINDS, expected_log_density, groups
 
 EACH = pytest.mark.parametrize("kind", KINDS)
@@ -110,42 +113,21 @@ def test_the_fit_has_a_guide_and_a_posterior(kind: Covariance) -> None:
     assert fit.guide.standard("weights")["concentration"].sum() == pytest.approx(63.0)
 
 
-def test_scikit_learn_with_the_same_priors_and_start() -> None:
-    """Of a Dirichlet process it has one stick more, which leaves a part of the weight to no component."""
-    mixture = pytest.importorskip("sklearn.mixture")
-    X, K = groups(200, dim=3, num_groups=4), 4
-    options = {"mean_prior": X.mean(0), "covariance_prior": torch.cov(X.T), "degrees_of_freedom": 4.0}
-    theirs = mixture.BayesianGaussianMixture(
-        n_components=K,
-        weight_concentration_prior_type="dirichlet_distribution",
-        weight_concentration_prior=0.3,
-        mean_precision_prior=0.6,
-        mean_prior=X.mean(0).numpy(),
-        degrees_of_freedom_prior=4.0,
-        covariance_prior=torch.cov(X.T).numpy(),
-        reg_covar=0.0,
-        tol=1e-13,
-        max_iter=500,
-        random_state=0,
-    ).fit(X.numpy())
-    problem = GaussianMixture(K, concentration=0.3, mean_precision=0.6, **options).problem(X)
+@EACH
+def test_scikit_learn_with_the_same_priors_and_start(kind: Covariance) -> None:
+    """Its E log |Λ| of diagonal and spherical precisions is mended; see :func:`tests.mixtures.scikit_learn`."""
+    pytest.importorskip("sklearn.mixture")
+    X, labels = groups(400, dim=3, num_groups=4, apart=4.0), np.arange(400) % 4
+    df = 5.0 * mixtures.parts(kind, 4, 3)
+    options = {"concentration": 0.3, "mean_precision": 0.6, "degrees_of_freedom": df}
+    problem = GaussianMixture(4, covariance=kind, **options).problem(X)
     rows = rows_of(problem)
     updates = MixtureUpdates(problem.model.prior.centered(rows.center))
-    # from the responsibilities at their end: ours must end there too
-    found = weighted(rows.X, torch.tensor(theirs.predict_proba(X.numpy())))
-    ours = mixture_ascent(rows, updates, updates.started(found), max_sweeps=500)
-    standard = ours.factors["loc"]
-    covariances = torch.cholesky_inverse(standard["scale_tril"]) / standard["df"][:, None, None]
-    np.testing.assert_allclose(standard["loc"] + rows.center, theirs.means_, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(covariances, theirs.covariances_, rtol=1e-5, atol=1e-5)
-    own = ours.factors["weights"]["concentration"]
-    np.testing.assert_allclose(own, theirs.weight_concentration_, rtol=1e-5)
-
-
-def weighted(X: Tensor, r: Tensor) -> Moments:
-    """Moments with given responsibilities."""
-    counts = r.sum(0)
-    means = r.mT @ X / counts[:, None]
-    apart = X[:, None] - means
-    covariances = torch.einsum("nk,nki,nkj->kij", r, apart, apart) / counts[:, None, None]
-    return Moments(counts, means, covariances, X.new_zeros(()))
+    start = updates.started(hard_moments(rows.X, torch.tensor(labels), 4, kind, None))
+    ours = mixture_ascent(rows, updates, start, max_sweeps=500, tolerance=0.0)
+    peer = mixtures.scikit_learn(problem.model, labels, mended=True, max_iter=500)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it has not converged: its tolerance is zero
+        peer.fit(X.numpy())
+    for name, value in mixtures.as_scikit_learn(ours.factors, updates, rows.center).items():
+        np.testing.assert_allclose(value, getattr(peer, name), rtol=1e-5, atol=1e-5 * abs(value).max())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_vi_lab.errors import ArgumentError, DataError
 from pyro_vi_lab.models.design import positive
+from pyro_vi_lab.models.separation import separating
 
 NU_SHAPE, NU_RATE = 2.0, 0.1
 """Gamma prior of unknown degrees of freedom (Juárez & Steel 2010, Section 3)."""
@@ -40,6 +41,10 @@ class Outcome(ABC):
         """Raise a DataError that names the first row whose outcome is impossible."""
         assert bool(torch.isfinite(y).all())  # any finite number is possible
 
+    def no_maximum(self, X: Tensor, y: Tensor, features: Sequence[str]) -> str:
+        """Why the likelihood of these rows has no maximum, in a sentence that names the columns; empty if unknown."""
+        return ""
+
     def sites(self, zero: Tensor, y_scale: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
         """Sample the sites that `distribution` needs, on the scale of the data, and the unit of the coefficients.
 
@@ -55,12 +60,39 @@ class Outcome(ABC):
         return ()
 
 
+def _refuse(wrong: Tensor, y: Tensor, what: str, advice: str) -> None:
+    """Raise a DataError that counts the wrong outcomes and names the first, if there are any."""
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise DataError(f"y has {int(wrong.sum())} {what}, the first ({float(y[row]):g}) in row {row}; {advice}")
+
+
+def _separated(X: Tensor, y: Tensor, features: Sequence[str]) -> str:
+    columns = [repr(features[i]) for i in separating(X, y)]
+    if not columns:
+        return ""
+    several = len(columns) > 1
+    return (
+        f"column{'s' if several else ''} {', '.join(columns)} of X separate{'' if several else 's'} the classes of y "
+        "without an error, so that the likelihood has no maximum"
+    )
+
+
 def scale_site(name: str, prior: Any, y_scale: Tensor | None) -> Tensor:
     """A scale of the outcome: sampled as it is, or in units of the outcome's own and then multiplied by it."""
     if y_scale is None:
         return torch.as_tensor(pyro.sample(name, prior))
     value = y_scale * pyro.sample(f"{name}_standardized", prior)
     return torch.as_tensor(pyro.deterministic(name, value, event_dim=0))
+
+
+def _refuse_constant(y: Tensor) -> None:
+    """Raise a DataError where all rows have one outcome: a scale that may be zero then is, and has no posterior."""
+    if len(y) > 1 and bool((y == y[0]).all()):
+        raise DataError(
+            f"y is constant ({float(y[0]):g} in every row), so that the noise may be zero and its posterior density "
+            "has no bound: use LinearRegression, whose prior keeps it away from zero"
+        )
 
 
 @dataclass(frozen=True)
@@ -116,6 +148,10 @@ class Normal(Outcome):
     def __post_init__(self) -> None:
         positive(sigma_scale=self.sigma_scale)
 
+    def check(self, y: Tensor) -> None:
+        """Raise a DataError if all outcomes are equal."""
+        _refuse_constant(y)
+
     def sites(self, zero: Tensor, y_scale: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
         """Sample what the distribution needs, and the unit of the coefficients; see :class:`Outcome`."""
         return {"sigma": scale_site("sigma", dist.HalfNormal(zero + self.sigma_scale), y_scale)}, zero + 1
@@ -142,6 +178,10 @@ class StudentT(Outcome):
         if self.degrees_of_freedom is not None:
             positive(degrees_of_freedom=self.degrees_of_freedom)
         positive(sigma_scale=self.sigma_scale)
+
+    def check(self, y: Tensor) -> None:
+        """Raise a DataError if all outcomes are equal."""
+        _refuse_constant(y)
 
     def sites(self, zero: Tensor, y_scale: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
         """Sample what the distribution needs, and the unit of the coefficients; see :class:`Outcome`."""
@@ -171,13 +211,11 @@ class Bernoulli(Outcome):
 
     def check(self, y: Tensor) -> None:
         """Raise a DataError that names the first row whose outcome is impossible."""
-        wrong = (y != 0) & (y != 1)
-        if bool(wrong.any()):
-            row = int(wrong.nonzero()[0])
-            raise DataError(
-                f"y has {int(wrong.sum())} label(s) other than 0 and 1, the first ({float(y[row]):g}) "
-                f"in row {row}; recode the two outcomes as 0 and 1"
-            )
+        _refuse((y != 0) & (y != 1), y, "label(s) other than 0 and 1", "recode the two outcomes as 0 and 1")
+
+    def no_maximum(self, X: Tensor, y: Tensor, features: Sequence[str]) -> str:
+        """Columns that separate zeros and ones."""
+        return _separated(X, y, features)
 
     def distribution(self, eta: Tensor, values: Mapping[str, Tensor]) -> Any:
         """Distribution of the rows."""
@@ -201,12 +239,12 @@ class Categorical(Outcome):
     def check(self, y: Tensor) -> None:
         """Raise a DataError that names the first row whose outcome is impossible."""
         wrong = (y < 0) | (y >= self.num_classes) | (y != y.floor())
-        if bool(wrong.any()):
-            row = int(wrong.nonzero()[0])
-            raise DataError(
-                f"y has {int(wrong.sum())} label(s) other than 0, ..., {self.num_classes - 1}, the first "
-                f"({float(y[row]):g}) in row {row}; recode the classes, or raise num_classes"
-            )
+        labels = f"label(s) other than 0, ..., {self.num_classes - 1}"
+        _refuse(wrong, y, labels, "recode the classes, or raise num_classes")
+
+    def no_maximum(self, X: Tensor, y: Tensor, features: Sequence[str]) -> str:
+        """Columns that separate one class from the others."""
+        return _separated(X, y, features)
 
     def distribution(self, eta: Tensor, values: Mapping[str, Tensor]) -> Any:
         """Distribution of the rows."""
@@ -223,13 +261,7 @@ class Counts(Outcome):
     def check(self, y: Tensor) -> None:
         """Raise a DataError that names the first row whose outcome is impossible."""
         wrong = (y < 0) | (y != y.floor())
-        if bool(wrong.any()):
-            row = int(wrong.nonzero()[0])
-            what = "is negative" if float(y[row]) < 0 else "is not a whole number"
-            raise DataError(
-                f"y has {int(wrong.sum())} value(s) that are no counts, the first ({float(y[row]):g}) in row {row} "
-                f"{what}; counts are 0, 1, 2, ..."
-            )
+        _refuse(wrong, y, "value(s) that are no counts", "counts are whole numbers from zero up")
 
 
 @dataclass(frozen=True)

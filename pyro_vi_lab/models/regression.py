@@ -212,6 +212,11 @@ class Regression(PyroModule):
             bound, *bound.arguments(rows, y), dims=bound.site_dims(rows), coords=bound.site_coords(rows), name=name
         )
 
+    def why_no_maximum(self, problem: Problem) -> str:
+        """Why the likelihood of a problem has no maximum, where its rows say so."""
+        X, y = problem.args[:2]
+        return self.outcome.no_maximum(X, y, self.binding.features or ())
+
     def bound(self, binding: Binding) -> Self:
         """A copy that knows the data."""
         other = copy.deepcopy(self)

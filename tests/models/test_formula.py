@@ -136,7 +136,7 @@ def test_wrong_data_are_named(frame: pd.DataFrame) -> None:
         regression("score ~ iq", missing)
     with pytest.raises(DataError, match="column 'iq' of X is constant"):
         regression("score ~ iq + kind", frame.assign(iq=3.0))
-    with pytest.raises(DataError, match=r"the first .* in row 0 is not a whole number"):
+    with pytest.raises(DataError, match=r"no counts, the first .* in row 0; counts are whole"):
         regression("time ~ iq", frame, family="poisson")
     problem = regression("score ~ iq + kind + (1 | school)", frame)
     prior = problem.prior(3)

@@ -83,6 +83,7 @@ BAD_DATA = [
     (np.zeros((0, 2)), {}, "at least one row and one column"),
     (np.ones(3), {}, "one column is X"),
     ([[1.0, 2.0]], {}, r"1 row\(s\), too few"),
+    ([[math.nan, 1.0], [math.nan, 3.0]], {"missing": "marginalize"}, "column 'x0' of X has no value at all"),
     ([[1.0, 2.0], [2.0, 1.0]], {"num_components": 3}, r"2 row\(s\), too few for 3 components"),
     ([[1.0, 2.0], [1.0, 3.0], [1.0, 5.0]], {}, "column 'x0' of X is constant"),
     ([[1.0, math.nan], [2.0, 3.0]], {}, "the first in row 0, column 'x1'; integrate them out"),
@@ -116,3 +117,39 @@ def test_bad_data_are_named(X: object, options: dict[str, object], message: str)
 def test_bad_arguments_are_named(options: dict[str, object], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         GaussianMixture(**{"num_components": 2, **options})
+
+
+# Where there is an answer it is a number: each is what the fit says of the rows, and of the components without any.
+ODD = {
+    "copies": (torch.cat([groups(30), groups(30)]), 3),
+    "as many rows as components": (groups(6), 6),
+    "three different rows": (torch.tensor([[0.0, 0.0], [1.0, 1.0], [1.0, 0.0]], dtype=torch.float64).repeat(10, 1), 3),
+    "more components than groups": (groups(40), 10),
+    "fewer rows than columns": (groups(5, dim=8), 2),
+}
+
+
+@EACH
+@pytest.mark.parametrize("name", ODD)
+def test_odd_rows_have_an_answer(kind: str, name: str) -> None:
+    X, number = ODD[name]
+    prior = torch.cov(X.mT) if len(X) > X.shape[1] else torch.diag(X.var(0))
+    prior = {"diag": prior.diagonal(), "spherical": prior.diagonal().mean()}.get(kind, prior)
+    problem = GaussianMixture(number, covariance=kind, covariance_prior=prior).problem(X)
+    for fit in (vl.fit(problem, "conjugate", progress=False), vl.em(problem, objective="map")):
+        assert fit.status is vl.Status.CONVERGED
+        posterior = fit.posterior(3)
+        for value in posterior.draws.values():
+            assert bool(value.isfinite().all())
+        torch.testing.assert_close(
+            problem.model.responsibilities(posterior, X).sum(1), torch.ones(len(X), dtype=torch.float64)
+        )
+
+
+def test_copies_of_all_rows_are_weights_of_two() -> None:
+    X = groups(30)
+    prior = {"mean_prior": X.mean(0), "covariance_prior": torch.cov(X.mT)}
+    twice = vl.fit(GaussianMixture(3, **prior).problem(torch.cat([X, X])), "conjugate", progress=False)
+    weighted = GaussianMixture(3, **prior).problem(X, sample_weight=torch.full((30,), 2.0))
+    other = vl.fit(weighted, "conjugate", progress=False)
+    assert twice.history["negative_elbo"][-1] == pytest.approx(other.history["negative_elbo"][-1], rel=1e-9)

@@ -296,8 +296,8 @@ def test_wrong_posteriors_are_named() -> None:
 @pytest.mark.parametrize(
     ("y", "message"),
     [
-        ([0, 3, -2, 1], r"y has 1 value\(s\) that are no counts, the first \(-2\) in row 2 is negative"),
-        ([0, 2.5, 1, 0.5], r"y has 2 value\(s\) .* first \(2.5\) in row 1 is not a whole number"),
+        ([0, 3, -2, 1], r"y has 1 value\(s\) that are no counts, the first \(-2\) in row 2; counts"),
+        ([0, 2.5, 1, 0.5], r"y has 2 value\(s\) .* first \(2.5\) in row 1; counts are whole"),
         ([0, math.nan, 1, 1], r"y has 1 missing .* row 1"),
     ],
 )
@@ -333,8 +333,32 @@ def test_separated_classes_have_no_maximum_of_the_likelihood() -> None:
     result = vl.fit(problem, "mle", progress=False)
     assert result.status is vl.Status.DIVERGED
     assert "beta[0]" in result.message
+    assert "column 'x0' of X separates the classes of y without an error" in result.message
     for guide in ("map", "full_rank"):
         assert vl.fit(problem, guide, progress=False).status is vl.Status.CONVERGED
+
+
+def test_a_constant_outcome_leaves_no_noise() -> None:
+    X = torch.randn(30, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y, message = torch.full((30,), 2.0), r"y is constant \(2 in every row\), so that the noise may be zero"
+    with pytest.raises(DataError, match=message):
+        RobustRegression().problem(X, y)
+    with pytest.raises(DataError, match=message):
+        HierarchicalRegression().problem(X, y, group=["a", "b"] * 15)
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "categorical"])
+def test_the_column_that_separates_is_named(name: str) -> None:
+    X = torch.randn(30, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = (X[:, 1] > 0).double()
+    features = ["age", "dose", "weight"]
+    model = LogisticRegression() if name == "bernoulli" else MultinomialRegression(2)
+    result = vl.fit(model.problem(X, y, features=features), "mle", progress=False)
+    assert result.status is vl.Status.DIVERGED
+    assert "column 'dose' of X separates the classes of y" in result.message
+    y[0] = 1 - y[0]
+    y[1:7] = tensor([0.0, 1.0] * 3)
+    assert "separate" not in vl.fit(model.problem(X, y, features=features), "mle", progress=False).message
 
 
 def test_one_row_is_refused_by_the_name_of_its_column() -> None:
