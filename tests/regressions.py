@@ -64,6 +64,7 @@ def radon_draws(draws: Draws) -> Draws:
 
 CASES: dict[str, tuple[Callable[[Loaded], Problem], Callable[[Draws], Draws]]] = {
     "kidiq-kidscore_interaction": (linear, linear_draws),
+    "earnings-earn_height": (linear, linear_draws),
     "earnings-logearn_interaction": (linear, linear_draws),
     "mesquite-logmesquite": (linear, linear_draws),
     "wells_data-wells_dae_inter_model": (wells, lambda draws: {"alpha": draws["intercept"], "beta": draws["beta"]}),
@@ -72,12 +73,22 @@ CASES: dict[str, tuple[Callable[[Loaded], Problem], Callable[[Draws], Draws]]] =
 }
 
 
-def deviations(loaded: Loaded, draws: Draws) -> tuple[float, float]:
-    """Largest shift of a mean in published standard deviations, and largest relative change of one of these."""
+def deviations(loaded: Loaded, draws: Draws, log_weight: Tensor | None = None) -> tuple[float, float]:
+    """Largest shift of a mean in published standard deviations, and largest relative change of one of these.
+
+    Args:
+        loaded: What was published.
+        draws: Draws ``(C, S, *shape)``.
+        log_weight: Of each draw, ``(C, S)``; all alike if ``None``.
+    """
     shift, change = 0.0, 0.0
     for name, value in draws.items():
         mean, sd = torch.as_tensor(loaded.mean[name]), torch.as_tensor(loaded.sd[name])
         flat = value.flatten(0, 1)
-        shift = max(shift, float(((flat.mean(0) - mean) / sd).abs().max()))
-        change = max(change, float((flat.std(0) / sd - 1).abs().max()))
+        weight = torch.ones(len(flat)).to(flat) if log_weight is None else log_weight.flatten()
+        weight = weight.softmax(0).reshape(-1, *([1] * (flat.dim() - 1)))
+        center = (weight * flat).sum(0)
+        spread = (weight * (flat - center).square()).sum(0).sqrt()
+        shift = max(shift, float(((center - mean) / sd).abs().max()))
+        change = max(change, float((spread / sd - 1).abs().max()))
     return shift, change
