@@ -125,6 +125,7 @@ def test_docstrings_become_markdown() -> None:
     [
         (":meth:`Fit.point`", "pyro_vi_lab.fitted.Fit.point"),
         (":func:`other`", "pyro_vi_lab.fitted.other"),
+        (":meth:`the point <pyro_vi_lab.Fit.point>`", "pyro_vi_lab.fit.Fit.point"),
     ],
 )
 def test_short_roles_are_names_of_the_same_module(role: str, target: str) -> None:

@@ -53,14 +53,20 @@ def _role(kind: str, short: bool, text: str, of: str) -> str:
     text = " ".join(text.split())
     if kind == "math":
         return f"${text}$"
+    titled = re.fullmatch(r"(.*) <(.*)>", text)
+    if titled:
+        return _link(titled[2], titled[1])
     if kind == "mod" or text.startswith("torch") or text.startswith("pyro."):
         return f"`{text}`"
     target = text if "." in text and text.startswith("pyro_vi_lab") else ""
     shown = text.rpartition(".")[2] if short or target else text
     if not target:  # a name of the same module, or a method of the same class
         target = f"{of.rpartition('.')[0]}.{text}" if "." not in text else f"{_module(of)}.{text}"
-    identifier = _canonical(target)
-    return f'<autoref optional identifier="{identifier}"><code>{shown}</code></autoref>'
+    return _link(target, shown)
+
+
+def _link(target: str, shown: str) -> str:
+    return f'<autoref optional identifier="{_canonical(target)}"><code>{shown}</code></autoref>'
 
 
 def _module(path: str) -> str:
