@@ -21,11 +21,13 @@ from benchmarks.tables import (
     svi,
     vae,
 )
+from benchmarks.trust import run as trust
 from tests import posteriordb
 
 STUDIES = {
     "bbb": bbb.main,
     "encoder": encoder.main,
+    "trust": trust.main,
     "mixture": mixture.main,
     "regression": regression.main,
     "autoencoder": autoencoder.main,

@@ -10,19 +10,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pyro_vi_lab.arviz_groups import Options, tree_of
 from pyro_vi_lab.checks import Discrepancy, ImportanceCheck, discrepancy
 from pyro_vi_lab.density_engine import Status
 from pyro_vi_lab.errors import ArgumentError, DataError, LabWarning
 from pyro_vi_lab.export import data_hash, plain, save_arviz, staged, to_arviz, versions
-from pyro_vi_lab.fit import Fit, fit
+from pyro_vi_lab.fit import AUTO, Fit, fit
 from pyro_vi_lab.fit_guide import is_point_estimate
 from pyro_vi_lab.nuts import nuts
 from pyro_vi_lab.posterior import Posterior
 from pyro_vi_lab.problem import Problem
 from pyro_vi_lab.report import render, warnings_about
+from pyro_vi_lab.trust import trust
+from pyro_vi_lab.verdict import DECISIONS, Verdict
 
 if TYPE_CHECKING:
     import pandas
@@ -31,9 +33,6 @@ if TYPE_CHECKING:
 
 MAX_POINTWISE = 2**25
 """Values of one observed row and one draw that a saved file may hold (256 MiB in float64)."""
-
-IMPORTANCE_DRAWS = 10_000
-"""Draws for k-hat: of 1,000 its standard error is 0.15, and the verdict on a k-hat of 0.6 would be left to chance."""
 
 REPORT, NUMBERS = "report.html", "comparison.json"
 
@@ -53,6 +52,8 @@ class Comparison:
         elbos: Candidate to the estimate of its ELBO and the standard error of that.
         importance: Candidate to its importance sampling check.
         discrepancies: Candidate to its differences from the reference.
+        verdicts: Candidate to what :func:`pyro_vi_lab.trust` says of it, with the reference as one of its estimates.
+        others: Further references, by name; they are held against the first.
         notes: Candidate to the reason why one of the checks could not be computed.
         num_draws: Draws per candidate.
         seed: Seed of fits, reference and draws.
@@ -67,6 +68,8 @@ class Comparison:
     elbos: Mapping[str, tuple[float, float]]
     importance: Mapping[str, ImportanceCheck]
     discrepancies: Mapping[str, Discrepancy]
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    others: Mapping[str, Posterior] = field(default_factory=dict)
     notes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     num_draws: int = 1000
     seed: int = 0
@@ -86,19 +89,38 @@ class Comparison:
 
     @cached_property
     def best(self) -> str | None:
-        """The candidate with the lowest negative ELBO; ``None`` where all diverged."""
+        """The candidate with the best verdict, and of several the lowest negative ELBO; ``None`` where all diverged."""
+        return next((name for name in self.ranked if name in self.posteriors), None)
+
+    @cached_property
+    def lowest(self) -> str | None:
+        """The candidate with the lowest negative ELBO; ``None`` where none has one."""
         finite = {name: -value for name, (value, _) in self.elbos.items() if math.isfinite(value)}
         return min(finite, key=finite.__getitem__) if finite else None
 
+    @cached_property
+    def ranked(self) -> list[str]:
+        """All candidates, the best first: by verdict (trust, reweight, refine, sample), then by negative ELBO."""
+
+        def place(name: str) -> tuple[int, bool, float]:
+            verdict = self.verdicts.get(name)
+            elbo = self.elbos.get(name, (-math.inf, 0.0))[0]
+            rank = DECISIONS.index(verdict.decision) if verdict else len(DECISIONS)
+            return rank, name not in self.posteriors, -elbo if math.isfinite(elbo) else math.inf
+
+        return sorted(self.fits, key=place)
+
     def table(self) -> pandas.DataFrame:
-        """One row for the reference and one per candidate.
+        """One row for the reference, one for each further reference, and one per candidate, the best first.
+
+        ``reference_cost`` is how many times the seconds of the candidate the reference took.
 
         ``attrs["reference_problems"]`` says why the reference is unfit, if it is.
         """
         import pandas
 
         table = pandas.DataFrame(self._rows(), columns=list(COLUMNS))
-        texts, whole = ("candidate", "status", "worst_mean_parameter"), ("steps", "gradients")
+        texts, whole = ("candidate", "status", "verdict", "worst_mean_parameter"), ("steps", "gradients")
         table = table.astype({name: "Int64" if name in whole else float for name in COLUMNS if name not in texts})
         table.attrs["reference_problems"] = list(self.reference_problems)
         return table
@@ -111,13 +133,24 @@ class Comparison:
             "seconds": info.get("seconds"),
             "gradients": info.get("num_gradients"),
         }
-        return [{column: row.get(column) for column in COLUMNS} for row in (reference, *map(self._row, self.fits))]
+        rows = (reference, *map(self._other, self.others), *map(self._row, self.ranked))
+        return [{column: row.get(column) for column in COLUMNS} for row in rows]
+
+    def _other(self, name: str) -> dict[str, Any]:
+        info = self.others[name].info
+        row: dict[str, Any] = {"candidate": name, "status": "reference", "seconds": info.get("seconds")}
+        worst = discrepancy(self.reference, self.others[name]).summary()
+        row |= {key: getattr(worst, key) for key in worst._fields if key in COLUMNS}
+        return row | {"gradients": info.get("num_gradients")}
 
     def _row(self, name: str) -> dict[str, Any]:
         result = self.fits[name]
+        cost = self.reference.info.get("seconds")
         row: dict[str, Any] = {
             "candidate": name,
             "status": str(result.status.value),
+            "verdict": self.verdicts[name].decision if name in self.verdicts else None,
+            "reference_cost": cost / result.seconds if cost is not None and result.seconds > 0 else None,
             "steps": result.num_steps,
             "seconds": result.seconds,
             "gradients": result.num_gradients,
@@ -150,21 +183,26 @@ class Comparison:
     def warnings(self) -> dict[str, list[str]]:
         """Candidate to the reasons why it must not be trusted, in words; empty where there are none."""
         found = {}
-        for row in self._rows()[1:]:
+        for row in map(self._row, self.fits):
             name = row["candidate"]
-            found[name] = [*self.notes.get(name, ()), *warnings_about(row, judged=not self.reference_problems)]
-            if name not in self.posteriors:
-                found[name].append(f"the fit {self.fits[name].message}")
+            verdict = self.verdicts.get(name)
+            if verdict is None:
+                found[name] = [*self.notes.get(name, ()), *warnings_about(row, judged=not self.reference_problems)]
+            else:
+                against = [] if verdict.decision == "trust" else verdict.reasons
+                found[name] = [*self.notes.get(name, ()), *against]
         return found
 
     def to_dict(self) -> dict[str, Any]:
         """All numbers as plain values, ready for JSON: what is not finite is ``None``."""
         reasons = self.warnings()
-        reference, *candidates = self._rows()
+        reference, *rows = self._rows()
+        others, candidates = rows[: len(self.others)], rows[len(self.others) :]
         for row in candidates:
             name = row["candidate"]
             row["message"] = str(self.fits[name].message)
             row["warnings"] = reasons[name]
+            row["trust"] = self.verdicts[name].to_dict() if name in self.verdicts else None
             history = self.fits[name].history
             row["negative_elbo_history"] = history["negative_elbo"].tolist() if "negative_elbo" in history else []
         found: dict[str, Any] = {
@@ -188,6 +226,7 @@ class Comparison:
                 "seconds": reference["seconds"],
                 "gradients": reference["gradients"],
             },
+            "references": others,
             "best": self.best,
             "candidates": candidates,
             "parameters": self.parameters().to_dict("records"),
@@ -236,6 +275,7 @@ class Comparison:
 COLUMNS = (
     "candidate",
     "status",
+    "verdict",
     "negative_elbo",
     "negative_elbo_se",
     "khat",
@@ -248,6 +288,7 @@ COLUMNS = (
     "steps",
     "seconds",
     "gradients",
+    "reference_cost",
 )
 PARAMETER_COLUMNS = (
     "reference_mean",
@@ -267,22 +308,24 @@ def compare(
     problem: Problem,
     guides: str | Sequence[Any] | Mapping[str, Any] = ("mean_field", "full_rank"),
     *,
-    reference: Posterior | None = None,
+    reference: Posterior | Mapping[str, Posterior] | None = None,
+    budget: Literal["fast", "thorough"] = "fast",
     num_draws: int = 1000,
     seed: int = 0,
     progress: bool = True,
 ) -> Comparison:
-    """Fit every guide, take NUTS as the reference unless one is given, and measure the difference.
+    """Fit every guide, take NUTS as the reference unless one is given, and say which fits may be trusted.
 
     A candidate that diverges stays in the comparison, with its status and without a posterior. A reference that fails
     its own checks (``Posterior.problems()``) is used and reported as unfit, wherever its numbers are shown.
 
     Args:
         problem: What to fit.
-        guides: Names of ``GUIDES``, guide classes or guide instances, which are fitted with the defaults, or a
-            :class:`Fit` of this problem as it is; as a mapping, with names of your own.
+        guides: Names of ``GUIDES``, ``"auto"``, guide classes or guide instances, which are fitted with the defaults,
+            or a :class:`Fit` of this problem as it is, made with any optimizer; as a mapping, with names of your own.
         reference: Draws to judge by: of NUTS, an exact solution, or published ones; latent sites that it lacks are
-            not judged.
+            not judged by it. Of several by name the first is the one, and the others are held against it.
+        budget: Work that the verdicts may take, as of :func:`pyro_vi_lab.trust`.
         num_draws: Draws from each candidate.
         seed: Seed of the fits, of NUTS and of all draws.
         progress: Show progress on long work.
@@ -296,13 +339,20 @@ def compare(
     for name, guide in candidates.items():
         if isinstance(guide, Fit) and guide.problem is not problem:
             raise ArgumentError(f"the fit {name!r} is of {guide.problem!r}, not of the problem {problem!r} itself")
-        if is_point_estimate(guide.guide if isinstance(guide, Fit) else guide):
+        if guide != AUTO and is_point_estimate(guide.guide if isinstance(guide, Fit) else guide):
             raise ArgumentError(
                 f"guide {name!r} is a point, which has no spread to compare with a posterior's: compare 'laplace', the "
                 "normal at the mode"
             )
-    if reference is not None:
-        _check_reference(problem, reference)
+    others: dict[str, Posterior] = {}
+    if isinstance(reference, Mapping):
+        if not reference:
+            raise ArgumentError("reference is an empty dict: name at least one posterior, or leave it out for NUTS")
+        (_, reference), *rest = reference.items()
+        others = {str(name): one for name, one in rest}
+    for one in (reference, *others.values()):
+        if one is not None:
+            _check_reference(problem, one)
     # The fits come first: they are quick, and a wrong guide should not cost a run of NUTS.
     fits = {
         name: guide if isinstance(guide, Fit) else fit(problem, guide, seed=seed, progress=progress)
@@ -314,26 +364,27 @@ def compare(
     # The fits have seen draws of their own seed; an estimate from the same draws would flatter them.
     posteriors = {name: result.posterior(num_draws=num_draws, seed=seed + 1) for name, result in usable.items()}
     notes: dict[str, list[str]] = {}
-    weights: dict[str, ImportanceCheck] = {}
     differences: dict[str, Discrepancy] = {}
     for name, posterior in posteriors.items():
-        try:
-            weights[name] = usable[name].importance(max(IMPORTANCE_DRAWS, num_draws), seed=seed + 1)
-        except DataError as error:
-            notes.setdefault(name, []).append(f"its importance weights cannot be judged: {error}")
         try:
             differences[name] = discrepancy(reference, posterior)
         except DataError as error:
             notes.setdefault(name, []).append(f"it cannot be compared with the reference: {error}")
+    guides_alone = {name: result for name, result in usable.items() if result.sampled is None}
+    verdicts = {name: trust(result, budget=budget, reference=reference, seed=seed) for name, result in fits.items()}
     return Comparison(
         problem=problem,
         reference=reference,
         reference_problems=reference.problems(),
         fits=fits,
         posteriors=posteriors,
-        elbos={name: result.elbo(num_draws=num_draws, seed=seed + 1) for name, result in usable.items()},
-        importance=weights,
+        elbos={name: result.elbo(num_draws=num_draws, seed=seed + 1) for name, result in guides_alone.items()},
+        importance={
+            name: verdict.checks["importance"] for name, verdict in verdicts.items() if "importance" in verdict.checks
+        },
         discrepancies=differences,
+        verdicts=verdicts,
+        others=others,
         notes=notes,
         num_draws=num_draws,
         seed=seed,

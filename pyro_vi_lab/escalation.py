@@ -102,10 +102,11 @@ def _by_guides(state: _Climb) -> Verdict:
             state.non_center(sites)
             queue, tried = ["mean_field"], set()
             continue
-        wanted = [one for one in verdict.suggestions if one not in tried and one not in queue]
+        new = [one for one in verdict.suggestions if one not in tried and one not in queue]
+        wanted = [one for one in new if one not in SLOW or _has_time_for(one, state)]
         if guide == "mean_field" and not wanted:
             wanted = ["full_rank" if dense else "low_rank"]
-        queue += [one for one in wanted if one not in SLOW or _has_time_for(one, state)]
+        queue += wanted
         if not queue:
             return verdict
 
@@ -131,6 +132,8 @@ def _by_chains(state: _Climb, began: float) -> Fit:
         state.path.append(Stage("nuts", "sample", said, time.perf_counter() - first, state._changes))
         if not problems:
             break
+    if problems and state.best is not None and state.best[1].posterior is not None:
+        return _reweighted(state, began)
     tried = ", ".join(stage.guide for stage in state.path if stage.guide != "nuts")
     message = (
         f"converged: NUTS, as no guide was trusted ({tried}); its chains pass all checks"
@@ -153,4 +156,19 @@ def _by_chains(state: _Climb, began: float) -> Fit:
         fixed=None,
         path=tuple(state.path),
         verdict=None,
+    )
+
+
+def _reweighted(state: _Climb, began: float) -> Fit:
+    """The best fit with its reweighted draws: chains could do no better."""
+    assert state.best is not None
+    found, verdict = state.best
+    return replace(
+        found,
+        sampled=verdict.posterior,
+        message=f"{found.method}, reweighted: no guide was trusted, and NUTS is unfit; {verdict.reasons[-1]}",
+        path=tuple(state.path),
+        verdict=verdict,
+        num_gradients=state.gradients,
+        seconds=time.perf_counter() - began,
     )

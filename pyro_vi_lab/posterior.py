@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -133,6 +134,10 @@ class Posterior:
             Vehtari, Gelman, Simpson, Carpenter, Bürkner 2021, "Rank-normalization, folding, and localization",
             Bayesian Analysis 16(2). Betancourt 2016, "Diagnosing suboptimal cotangent disintegrations", eq. 5.
         """
+        return list(self._problems)
+
+    @cached_property
+    def _problems(self) -> tuple[str, ...]:
         found = [
             f"{count} draws of {name} are not finite"
             for name, value in self.draws.items()
@@ -161,7 +166,7 @@ class Posterior:
         ebfmi = self.ebfmi()
         if ebfmi is not None and not bool((ebfmi >= MIN_EBFMI).all()):
             found.append(f"E-BFMI of chain {int(ebfmi.argmin())} is {ebfmi.min():.2f} (must be at least {MIN_EBFMI})")
-        return found
+        return tuple(found)
 
     def ebfmi(self) -> Tensor | None:
         r"""Energy Bayesian fraction of missing information of each chain, ``(C,)``; ``None`` without energies.

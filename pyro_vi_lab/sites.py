@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from pyro import poutine
+from pyro.distributions import Delta
 from pyro.distributions.torch_distribution import MaskedDistribution, TorchDistributionMixin
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
@@ -225,6 +226,12 @@ def _site(node: Any) -> Site:
     )
 
 
+def _is_masked_point(distribution: Any) -> bool:
+    """Whether it is what Pyro's reparameterizers leave of a site: a point that is not counted."""
+    masked = isinstance(distribution, MaskedDistribution) and distribution._mask is False
+    return masked and isinstance(distribution.base_dist, Delta)
+
+
 def _data_shape(name: str, data: tuple[int, ...], expected: tuple[int, ...]) -> tuple[int, ...]:
     try:
         return tuple(torch.broadcast_shapes(data, expected))
@@ -236,7 +243,7 @@ def _data_shape(name: str, data: tuple[int, ...], expected: tuple[int, ...]) -> 
 
 
 def _kind(node: Any) -> Kind:
-    if node["infer"].get("_deterministic"):
+    if node["infer"].get("_deterministic") or (node["is_observed"] and _is_masked_point(node["fn"])):
         return "deterministic"
     if node["is_observed"]:
         return "factor" if type(node["fn"]).__name__ == "Unit" else "observed"

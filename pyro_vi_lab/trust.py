@@ -9,12 +9,13 @@ from typing import Any, Literal
 from pyro_vi_lab.checks import Ensemble, ImportanceCheck, OtherModes, importance
 from pyro_vi_lab.checks.moments import (
     Moments,
+    chain_coverage,
     chain_moments,
     chi_squared,
     closeness,
-    coverage,
     independent_moments,
     weighted_closeness,
+    weighted_coverage,
 )
 from pyro_vi_lab.density import LogDensity
 from pyro_vi_lab.density_engine import Status
@@ -33,9 +34,10 @@ from pyro_vi_lab.trust_evidence import (
     guide_draws,
     maxima_elsewhere,
     num_importance_draws,
+    reference_moments,
     scalars,
 )
-from pyro_vi_lab.trust_judgement import RIGHT, WRONG, Judged, Source, judged, mixing
+from pyro_vi_lab.trust_judgement import INTERVALS, RIGHT, WRONG, Judged, Source, judged, mixing
 from pyro_vi_lab.verdict import Verdict
 
 MAX_MEAN_SHIFT = 0.3
@@ -56,6 +58,7 @@ def trust(
     *,
     budget: Literal["fast", "thorough"] = "fast",
     quantities: Quantities = None,
+    reference: Posterior | None = None,
     max_mean_shift: float = MAX_MEAN_SHIFT,
     max_sd_ratio: float = MAX_SD_RATIO,
     seed: int = 0,
@@ -72,8 +75,9 @@ def trust(
     A search from scattered starts adds what neither can see: maxima that the guide never draws near.
 
     ``"trust"``: a reliable estimate confirms every mean to within ``max_mean_shift`` standard deviations and every
-    standard deviation to within the factor ``max_sd_ratio``, each with two standard errors to spare, and nothing
-    speaks against the fit. ``"reweight"``: the guide's own draws are off, but reweighted ones are not; they are
+    standard deviation to within the factor ``max_sd_ratio``, each with two standard errors to spare, the central 50 %
+    and 90 % intervals hold what they would of a normal within these tolerances, the fit has converged, and nothing
+    speaks against it. ``"reweight"``: the guide's own draws are off, but reweighted ones are not; they are
     attached. ``"refine"``: a richer guide or another parameterization is likely to do; it is named, with the evidence.
     ``"sample"``: use NUTS. What cannot be decided is not trusted, and says so.
 
@@ -82,6 +86,8 @@ def trust(
         budget: ``"fast"`` is for every fit; ``"thorough"`` takes more chains, for longer, more draws, and more starts.
         quantities: What is to be right, if not all sites: their names, or a function that is given draws
             ``{site: (S, *shape)}`` and returns ``{name: (S, ...)}``, such as predictions.
+        reference: Draws that are known to be right, such as those of NUTS, as one more estimate of the truth. One that
+            fails its own checks (:meth:`Posterior.problems`) is not used, and the reasons say which.
         max_mean_shift: Largest error of a mean, in standard deviations.
         max_sd_ratio: Largest factor between standard deviations, either way.
         seed: Seed of all randomness.
@@ -89,6 +95,7 @@ def trust(
     Raises:
         ArgumentError: A fit of a point, an unknown budget, a tolerance out of range, or ``quantities`` that name or
             return something else.
+        DataError: A site of the reference has another shape.
 
     References:
         Yao, Vehtari, Simpson & Gelman 2018, "Yes, but did it work?: Evaluating variational inference", ICML. Vehtari,
@@ -125,6 +132,8 @@ def trust(
         raise ArgumentError(f"max_sd_ratio is a factor and must be above 1, got {max_sd_ratio!r}")
     began = time.perf_counter()
     gathered = _Gathered(fit, budget, quantities, (max_mean_shift, max_sd_ratio), seed)
+    if fit.sampled is not None:
+        return gathered.verdict("sample", [f"the fit {fit.message}"], [], None, began)
     if fit.status is Status.DIVERGED:
         return gathered.verdict("refine", [f"the fit {fit.message}"], [], None, began)
     density = density_of(fit.problem)
@@ -135,6 +144,8 @@ def trust(
             with default_dtype(density.dtype):
                 gathered.weigh(density)
                 gathered.move(density)
+    if reference is not None:
+        gathered.hold_against(reference)
     return gathered.conclude(began)
 
 
@@ -197,7 +208,8 @@ class _Gathered:
         if self.weights.khat < self.weights.khat_threshold or self.divergence < NEARLY_EQUAL:
             share = self.weights.smoothed_log_weights.exp().double()
             near = weighted_closeness(self.x, share)
-            self.sources.append(Source("weights", near, coverage(self.x, self.x, share), reliable=True))
+            inside = {level: weighted_coverage(self.x, share, level) for level in INTERVALS}
+            self.sources.append(Source("weights", near, inside, reliable=True))
 
     def move(self, density: LogDensity) -> None:
         """Look for other maxima, and run chains until they are decided or the budget is spent."""
@@ -222,29 +234,42 @@ class _Gathered:
         self.num_gradients += chains.num_gradients
         self.sources.append(source)
 
+    def hold_against(self, reference: Posterior) -> None:
+        """Take draws that are known to be right as one more estimate, if they are fit."""
+        assert self.own is not None
+        assert self.draws is not None
+        problems = reference.problems()
+        if problems:
+            self.notes.append(f"the reference is unfit and was not used: {'; '.join(problems)}")
+            return
+        moments, x = reference_moments(reference, self.names, self.draws.values, self.quantities)
+        inside = {level: chain_coverage(self.x, x, level) for level in INTERVALS}
+        self.sources.append(Source("reference", closeness(self.own, moments), inside, reliable=True))
+
     def _source_of(self, density: LogDensity, chains: Ensemble) -> Source:
         assert self.own is not None
         shape = chains.z.shape[:2]
         values = {name: value.flatten(0, 1) for name, value in density.constrain(chains.z).items()}
         _, x = scalars(values, self.quantities)
-        moments = chain_moments(x.unflatten(0, shape))
-        inside = coverage(self.x, x)
-        return Source("chains", closeness(self.own, moments), inside, reliable=mixing(chains).forgotten)
+        x = x.unflatten(0, shape)
+        inside = {level: chain_coverage(self.x, x, level) for level in INTERVALS}
+        return Source("chains", closeness(self.own, chain_moments(x)), inside, reliable=mixing(chains).forgotten)
 
     def conclude(self, began: float) -> Verdict:
         """The decision."""
         outcome = judged(self.names, self.sources, self.tolerances)
         reasons = outcome.reasons(self.tolerances)
-        against = self._unseen_mass()
-        fine = outcome.all_right and not against
+        unseen = self._unseen_mass()
+        against = list(unseen)
         if self.fit.status is Status.OUT_OF_STEPS:
-            reasons.append(f"the fit {self.fit.message}")
+            against.append(f"the fit {self.fit.message}")
+        fine = outcome.all_right and not against
         reasons = [*against, *reasons, *self._of_weights(), *self._of_chains(), *self.notes]
         if fine:
             return self.verdict("trust", reasons, [], outcome, began)
         suggestions, why = advice(self.fit, self.draws, self.chains, self.modes, outcome)
         reasons += why
-        reweighted = None if against else self._reweighted(outcome)
+        reweighted = None if unseen else self._reweighted(outcome)
         if reweighted is not None:
             return self.verdict("reweight", reasons, suggestions, outcome, began, posterior=reweighted)
         return self.verdict("refine" if suggestions else "sample", reasons, suggestions, outcome, began)

@@ -27,7 +27,7 @@ def advice(
     """Suggestions, the best first, and the sentences that give the evidence for each."""
     suggestions: list[str] = []
     why: list[str] = []
-    if modes is not None and len(modes.mass) and fit.method != "mixture":
+    if modes is not None and (len(modes.mass) or modes.num_inside > 1) and fit.method != "mixture":
         suggestions.append("mixture")
         why.append("a 'mixture' guide looks for several modes and covers all of them")
     if chains is None or fit.problem.subsamples:

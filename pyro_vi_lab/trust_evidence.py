@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vi_lab import arviz_bridge
 from pyro_vi_lab.checks import Ensemble, OtherModes, other_modes, run_ensemble
+from pyro_vi_lab.checks.moments import Moments
 from pyro_vi_lab.density import LogDensity
 from pyro_vi_lab.errors import ArgumentError, DataError
 from pyro_vi_lab.families import MAX_DENSE, Params
 from pyro_vi_lab.fitted import Fit, draw
-from pyro_vi_lab.posterior import element_name
+from pyro_vi_lab.posterior import Posterior, element_name
 from pyro_vi_lab.program_draws import program_draws
 
 Quantities = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | Sequence[str] | None
@@ -26,6 +28,8 @@ CALLS = 150
 MAX_DRAW_NUMBERS = 2**26
 """Numbers that the draws of the guide may hold (512 MiB in float64)."""
 MIN_CHAINS = 24
+BATCHES = 40
+"""Batches of a reference's draws, each long beside their autocorrelation."""
 START_RADIUS = 2.0
 """Half-width of the uniform starts of the search for other maxima, as Stan's initial values."""
 
@@ -179,6 +183,46 @@ def scalars(values: Mapping[str, Tensor], quantities: Quantities) -> tuple[list[
         for index in np.ndindex(tuple(value.shape[1:]))
     ]
     return names, torch.cat([value.reshape(number, -1).double() for value in chosen.values()], -1)
+
+
+def reference_moments(
+    reference: Posterior, names: Sequence[str], values: Mapping[str, Tensor], quantities: Quantities
+) -> tuple[Moments, Tensor]:
+    """Moments of the reference and its draws in batches ``(B, N, P)``, by the names of the guide's scalars.
+
+    What the reference has no draws of is not a number.
+
+    Raises:
+        DataError: A site has another shape, or there is none in common.
+    """
+    flat = reference.flat()
+    common = {name: value.to(values[name]) for name, value in flat.items() if name in values}
+    for name, value in common.items():
+        if value.shape[1:] != values[name].shape[1:]:
+            raise DataError(
+                f"draws of site {name!r} have shape {tuple(value.shape[1:])} in the reference and "
+                f"{tuple(values[name].shape[1:])} in the fit"
+            )
+    if not common:
+        raise DataError(f"the reference has no site of the fit: it has {', '.join(flat)}; the fit {', '.join(values)}")
+    chosen = quantities
+    if quantities is not None and not callable(quantities):
+        chosen = [name for name in quantities if name in common]
+    found, x = scalars(common, chosen)
+    chains = x.unflatten(0, (reference.num_chains, reference.num_draws)).numpy(force=True)
+    mean, sd = x.mean(0), x.std(0)
+    white = (chains - mean.numpy()) / sd.clamp_min(1e-300).numpy()
+    errors = torch.as_tensor(arviz_bridge.mcse(chains)), torch.as_tensor(arviz_bridge.mcse((white**2 - 1) / 2))
+    place = {name: i for i, name in enumerate(found)}
+    index = torch.tensor([place.get(name, len(found)) for name in names])
+
+    def placed(value: Tensor) -> Tensor:
+        return torch.cat([value, value.new_full((*value.shape[:-1], 1), torch.nan)], -1)[..., index]
+
+    # the standard errors of coverage come from how batches of draws differ
+    length = max(1, len(x) // BATCHES)
+    batches = x[: length * (len(x) // length)].unflatten(0, (-1, length))
+    return Moments(placed(mean), placed(sd), placed(errors[0]), placed(errors[1])), placed(batches)
 
 
 def largest_correlation(z: Tensor, labels: Sequence[str], covariance: Tensor | None) -> tuple[str, str, float] | None:

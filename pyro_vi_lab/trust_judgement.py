@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from pyro_vi_lab.checks import Ensemble
-from pyro_vi_lab.checks.moments import Closeness, Moments
+from pyro_vi_lab.checks.moments import Closeness, Coverage, Moments
 
 if TYPE_CHECKING:
     import pandas
 
 RIGHT, WRONG, UNCLEAR = "right", "wrong", "unclear"
+INTERVALS = (0.5, 0.9)
+"""Probabilities of the central intervals whose coverage is judged: the middle and the tails."""
 ERRORS = 2.0
 """Standard errors by which an estimate must clear a tolerance."""
 MAX_MEMORY = 0.3
@@ -32,15 +34,15 @@ class Source(NamedTuple):
     """One estimate of the truth.
 
     Args:
-        name: ``"weights"`` or ``"chains"``.
+        name: ``"weights"``, ``"chains"`` or ``"reference"``.
         near: How far the guide is from it.
-        coverage: Share of its draws in the guide's central 90 % intervals, ``(P,)``.
+        coverage: Share of its draws in the guide's central intervals, by their probability.
         reliable: Whether it can speak for a fit; otherwise it can only speak against it.
     """
 
     name: str
     near: Closeness
-    coverage: Tensor
+    coverage: Mapping[float, Coverage]
     reliable: bool
 
 
@@ -107,12 +109,13 @@ class Judged:
         """What the parameters say, in words."""
         if not self.sources:
             return ["nothing reliable is known about the true means and standard deviations"]
-        limits = f"{tolerances[0]:g} sd in the mean or a factor {tolerances[1]:g} in the sd"
+        limits = f"{tolerances[0]:g} sd in the mean or a factor {tolerances[1]:g} in the sd, or have another shape"
+        within = f"{tolerances[0]:g} sd in the mean and a factor {tolerances[1]:g} in the sd"
         total = len(self.names)
         if self.all_right:
             worst = max(range(total), key=self._size)
             return [
-                f"all {total} means and standard deviations are confirmed to within {limits}; the farthest is "
+                f"all {total} means and standard deviations are confirmed to within {within}; the farthest is "
                 f"{self._named(worst)}"
             ]
         found = []
@@ -131,11 +134,12 @@ class Judged:
         return found
 
     def _named(self, i: int) -> str:
-        near = self.sources[self.by[i]].near
-        shift, ratio = float(near.shift[i]), math.exp(float(near.log_ratio[i]))
+        source = self.sources[self.by[i]]
+        near, middle = source.near, float(source.coverage[INTERVALS[0]].share[i])
+        shift, ratio = float(near.shift[i]), math.exp(min(float(near.log_ratio[i]), 700.0))
         return (
             f"{self.names[i]} (mean off by {shift:+.2f} ± {float(near.shift_se[i]):.2f} sd, sd {ratio:.2f} times the "
-            "true one)"
+            f"true one, the middle half holds {middle:.0%})"
         )
 
     def table(self, own: Moments) -> pandas.DataFrame:
@@ -153,7 +157,8 @@ class Judged:
                     "mean_shift_se": float(source.near.shift_se[i]),
                     "sd_ratio": ratio,
                     "sd_ratio_se": ratio * float(source.near.log_ratio_se[i]),
-                    "coverage_90": float(source.coverage[i]),
+                    "coverage_50": float(source.coverage[0.5].share[i]),
+                    "coverage_90": float(source.coverage[0.9].share[i]),
                     "source": source.name,
                 }
             rows.append({**row, "verdict": self.verdicts[i]})
@@ -168,6 +173,7 @@ TABLE = (
     "mean_shift_se",
     "sd_ratio",
     "sd_ratio_se",
+    "coverage_50",
     "coverage_90",
     "source",
     "verdict",
@@ -179,8 +185,8 @@ def judged(names: Sequence[str], sources: Sequence[Source], tolerances: tuple[fl
     number = len(names)
     if not sources:
         return Judged(names, [], [UNCLEAR] * number, [0] * number)
-    excess = torch.stack([_excess(source.near, tolerances, -ERRORS) for source in sources])
-    clear = torch.stack([_excess(source.near, tolerances, ERRORS) for source in sources])
+    excess = torch.stack([_excess(source, tolerances, -ERRORS) for source in sources])
+    clear = torch.stack([_excess(source, tolerances, ERRORS) for source in sources])
     wrong = (excess > 0).any(0)
     reliable = torch.tensor([source.reliable for source in sources])
     right = (clear[reliable] <= 0).any(0)
@@ -191,14 +197,36 @@ def judged(names: Sequence[str], sources: Sequence[Source], tolerances: tuple[fl
     return Judged(names, sources, verdicts, by)
 
 
-def _excess(near: Closeness, tolerances: tuple[float, float], errors: float) -> Tensor:
+def _excess(source: Source, tolerances: tuple[float, float], errors: float) -> Tensor:
     """By how many tolerances a parameter is outside, with so many standard errors added.
 
     What is not a number counts as neither wrong (errors are taken off) nor right (they are added).
     """
+    near = source.near
     shift = (near.shift.abs() + errors * near.shift_se) / tolerances[0]
     ratio = (near.log_ratio.abs() + errors * near.log_ratio_se) / math.log(tolerances[1])
     worst = torch.maximum(shift, ratio) - 1
+    for probability, found in source.coverage.items():
+        low, high = coverage_limits(probability, tolerances)
+        below, above = (low - found.share) / (probability - low), (found.share - high) / (high - probability)
+        margin = errors * found.share_se / min(probability - low, high - probability)
+        worst = torch.maximum(worst, torch.maximum(below, above) + margin)
     # 0/0: a constant that both agree on
-    same = (near.shift.isnan() | (near.shift == 0)) & near.log_ratio.isnan()
+    same = (near.shift.isnan() | (near.shift == 0)) & near.log_ratio.isnan() & (near.log_ratio_se == 0)
     return torch.where(same, torch.full_like(worst, -1.0), worst.nan_to_num(nan=math.copysign(math.inf, errors)))
+
+
+def coverage_limits(probability: float, tolerances: tuple[float, float]) -> tuple[float, float]:
+    """What a central interval of a normal guide may hold of a standard normal, within the tolerances.
+
+    Example:
+        >>> [round(limit, 2) for limit in coverage_limits(0.5, (0.3, 1.5))]
+        [0.33, 0.69]
+    """
+    normal = NormalDist()
+    half = normal.inv_cdf((1 + probability) / 2)
+    shift, ratio = tolerances
+    return (
+        normal.cdf(shift + half / ratio) - normal.cdf(shift - half / ratio),
+        normal.cdf(half * ratio) - normal.cdf(-half * ratio),
+    )

@@ -38,8 +38,9 @@ class Verdict:
         suggestions: What to try next: names of guides, and ``"non-center <site>"``.
         parameters: One row per scalar parameter: what the guide says (``mean``, ``sd``), how far that is from the best
             estimate of the truth (``mean_shift`` in standard deviations, ``sd_ratio``, each with a standard error
-            ``_se``), the share of true draws in the guide's central 90 % interval (``coverage_90``), where the
-            estimate is from (``source``), and whether it is ``right``, ``wrong`` or ``unclear``.
+            ``_se``), the share of true draws in the guide's central 50 % and 90 % intervals (``coverage_50``,
+            ``coverage_90``), where the estimate is from (``source``), and whether it is ``right``, ``wrong`` or
+            ``unclear``.
         posterior: Draws after Pareto-smoothed importance resampling, where the weights allow it; else ``None``.
         checks: The results of the checks by name.
         problem: Name of the problem.
@@ -151,6 +152,7 @@ SHOWN = {
     "sd": "sd",
     "mean_shift": "mean off by (sd)",
     "sd_ratio": "sd ratio",
+    "coverage_50": "50% holds",
     "coverage_90": "90% holds",
     "verdict": "verdict",
 }
@@ -163,7 +165,7 @@ def _shown(row: Mapping[str, Any], key: str) -> str:
         return value
     if value is None or not math.isfinite(value):
         return "–"
-    if key == "coverage_90":
+    if key.startswith("coverage"):
         return f"{value:.0%}"
     error = row.get(f"{key}_se")
     digits = "" if error is None or not math.isfinite(error) else f" ± {error:.2f}"

@@ -23,6 +23,7 @@ from tests import comparisons
 COLUMNS = [
     "candidate",
     "status",
+    "verdict",
     "negative_elbo",
     "negative_elbo_se",
     "khat",
@@ -35,6 +36,7 @@ COLUMNS = [
     "steps",
     "seconds",
     "gradients",
+    "reference_cost",
 ]
 
 
@@ -83,7 +85,8 @@ def test_the_table_has_the_reference_first_and_one_row_per_candidate() -> None:
     comparison = comparisons.regression()
     table = comparison.table()
     assert list(table.columns) == COLUMNS
-    assert table["candidate"].tolist() == ["reference", "mean_field", "full_rank"]
+    assert table["candidate"].tolist() == ["reference", "full_rank", "mean_field"]
+    assert table["verdict"].tolist()[1:] == ["trust", comparison.verdicts["mean_field"].decision]
     assert table["status"].tolist() == ["reference", "converged", "converged"]
     assert table.loc[0, "negative_elbo":"max_sd_ratio"].isna().all()  # type: ignore[misc]
     row = table.set_index("candidate").loc["mean_field"]
@@ -115,7 +118,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_one_others() -> None:
     def numbers(seed: int) -> dict[str, Any]:
         found = compare(problem, reference=coin_reference(), seed=seed, progress=False).to_dict()
         for row in found["candidates"]:
-            del row["seconds"]
+            del row["seconds"], row["reference_cost"], row["trust"]["seconds"]
         return found
 
     assert numbers(0) == numbers(0)
@@ -386,3 +389,46 @@ def test_pointwise_groups_that_would_be_huge_are_left_out(tmp_path: Path, monkey
         comparisons.regression().save(tmp_path)
     assert "log_likelihood" not in arviz.from_netcdf(str(tmp_path / "reference.nc"))
     assert "log_likelihood" in arviz.from_netcdf(str(tmp_path / "full_rank.nc"))
+
+
+def test_candidates_are_ranked_by_verdict_then_by_bound() -> None:
+    comparison = comparisons.regression()
+    assert comparison.ranked == ["full_rank", "mean_field"]
+    assert comparison.best == "full_rank"
+    assert comparison.verdicts["full_rank"].decision == "trust"
+    assert comparison.verdicts["mean_field"].decision != "trust"
+    assert comparison.warnings()["full_rank"] == []
+    assert any("off by more than" in reason for reason in comparison.warnings()["mean_field"])
+
+
+def test_an_unfit_reference_leads_to_no_verdict_by_itself() -> None:
+    """The fit is judged without it, and the reasons say which of its checks failed."""
+    comparison = comparisons.unfit()
+    assert comparison.reference_problems
+    for verdict in comparison.verdicts.values():
+        assert any(reason.startswith("the reference is unfit and was not used: ") for reason in verdict.reasons)
+        assert "reference" not in set(verdict.parameters["source"])
+
+
+def test_a_reference_speaks_against_a_fit_that_nothing_else_doubts() -> None:
+    problem = coin_problem()
+    shifted = {name: value + 0.5 * value.std() for name, value in coin_reference().draws.items()}
+    comparison = compare(problem, ["full_rank"], reference=vl.Posterior(shifted, method="given"), progress=False)
+    verdict = comparison.verdicts["full_rank"]
+    assert verdict.decision != "trust"
+    assert verdict.parameters["source"].tolist() == ["reference"]
+
+
+def test_further_references_are_held_against_the_first() -> None:
+    references = {"exact": coin_reference(), "again": coin_reference(num_draws=900)}
+    table = compare(coin_problem(), ["full_rank"], reference=references, progress=False).table()
+    assert table["candidate"].tolist() == ["reference", "again", "full_rank"]
+    assert table.loc[1, "max_mean_shift"] < 0.2
+    with pytest.raises(vl.LabError, match="reference is an empty dict"):
+        compare(coin_problem(), reference={}, progress=False)
+
+
+def test_auto_is_a_candidate() -> None:
+    comparison = compare(coin_problem(), ["auto"], reference=coin_reference(), progress=False)
+    assert comparison.fits["auto"].path[-1].decision == "trust"
+    assert comparison.verdicts["auto"].decision == "trust"

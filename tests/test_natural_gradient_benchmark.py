@@ -18,7 +18,7 @@ import pyro_vi_lab as vl
 from benchmarks import channel
 from benchmarks.natural_gradient import adam, evaluation, gaussians, ours, run, special, suited, verdicts
 from benchmarks.natural_gradient.page import render
-from benchmarks.natural_gradient.store import Store
+from benchmarks.store import Store
 from pyro_vi_lab.families import FAMILIES, Params
 from pyro_vi_lab.guides import GUIDES
 from tests import posteriordb
@@ -224,7 +224,7 @@ def test_a_student_t_is_nearer_to_a_student_t() -> None:
 
 
 def test_rows_are_kept_and_not_measured_again(tmp_path: Path) -> None:
-    store, measured = Store(tmp_path), []
+    store, measured = Store(tmp_path, "natural_gradient"), []
 
     def measure(lane: run.Lane) -> dict[str, Any]:
         measured.append(lane)
@@ -232,7 +232,7 @@ def test_rows_are_kept_and_not_measured_again(tmp_path: Path) -> None:
 
     groups = [[run.Task("part", f"row {i}", measure)] for i in range(3)]
     run._work(store, groups, 2, 0.0, quick=True)
-    again = Store(tmp_path)
+    again = Store(tmp_path, "natural_gradient")
     run._work(again, groups, 2, 0.0, quick=True)
     assert len(measured) == 3
     assert set(again.rows["part"]) == {"row 0", "row 1", "row 2"}
@@ -241,7 +241,7 @@ def test_rows_are_kept_and_not_measured_again(tmp_path: Path) -> None:
 
 
 def test_a_row_that_fails_is_said_and_tried_again(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = Store(tmp_path, "natural_gradient")
 
     def measure(lane: run.Lane) -> dict[str, Any]:
         with lane.worker("in_sklearn", 30.0) as worker:
@@ -257,7 +257,7 @@ def test_a_mistake_of_ours_ends_the_run(tmp_path: Path) -> None:
         raise KeyError("oops")
 
     with pytest.raises(KeyError, match="oops"):
-        run._work(Store(tmp_path), [[run.Task("part", "row", measure)]], 2, 0.0, quick=False)
+        run._work(Store(tmp_path, "natural_gradient"), [[run.Task("part", "row", measure)]], 2, 0.0, quick=False)
 
 
 def test_a_row_that_takes_too_long_is_given_up() -> None:

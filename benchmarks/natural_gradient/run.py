@@ -23,9 +23,9 @@ from benchmarks.channel import Failure, Worker
 from benchmarks.natural_gradient import adam, gaussians, large, special
 from benchmarks.natural_gradient.evaluation import Peer
 from benchmarks.natural_gradient.page import render
-from benchmarks.natural_gradient.store import Row, Store
 from benchmarks.natural_gradient.suited import families
 from benchmarks.problems import NAMES, Entry
+from benchmarks.store import Row, Store
 from benchmarks.tables import race
 from tests import posteriordb
 
@@ -247,7 +247,7 @@ def _large(lane: Lane, family: str) -> Row:
 def main(directory: Path, *, quick: bool = False) -> None:
     """Measure and write ``natural_gradient.json`` row by row, then ``natural_gradient.md``."""
     torch.set_num_threads(1)
-    store, began = Store(directory), time.perf_counter()
+    store, began = Store(directory, "natural_gradient"), time.perf_counter()
     alone = [Task("large", family, lambda lane, family=family: _large(lane, family)) for family in large.FAMILIES]
     try:
         _work(store, [alone], 1, began, quick=quick)  # nothing beside it: its seconds are of interest

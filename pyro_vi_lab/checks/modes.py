@@ -35,6 +35,7 @@ class OtherModes:
         points: Where they are, on the unconstrained scale, the heaviest first.
         covariances: Of the Laplace approximation at each.
         mass: Share of the posterior's mass by Laplace's method, relative to all maxima that were found.
+        num_inside: Maxima that are apart from each other and lie where the approximation draws.
         num_starts: Starts of the search.
         num_ended: How many of them ended at a maximum; the others left for infinity, or were not there yet.
         num_gradients: Gradients of the log density.
@@ -46,6 +47,7 @@ class OtherModes:
     points: Tensor
     covariances: Tensor
     mass: Tensor
+    num_inside: int
     num_starts: int
     num_ended: int
     num_gradients: int
@@ -188,11 +190,13 @@ def other_modes(
     z = center + (u * root if root.dim() == 1 else u @ root.T)
     chosen = _distinct(u, value, ended)
     count = calls * len(u)
-    none = OtherModes(z[:0], z.new_zeros(0, dim, dim), value[:0], len(starts), int(ended[1:].sum()), count)
     inside = log_q(z[chosen]) >= log_q(draws).min()
     outside = [i for i, near in zip(chosen, inside.tolist(), strict=True) if not near]
     main = [i for i, near in zip(chosen, inside.tolist(), strict=True) if near] or [0]
     best = max(main, key=lambda i: float(value[i]))
+    apart = [i for i in main if i != best and _apart(value_and_grad, z[best], z[i], float(value[i]))]
+    rest = (1 + len(apart), len(starts), int(ended[1:].sum()))
+    none = OtherModes(z[:0], z.new_zeros(0, dim, dim), value[:0], *rest, count)
     outside = [i for i in outside if _apart(value_and_grad, z[best], z[i], float(value[i]))]
     if not outside:
         return none
@@ -208,7 +212,7 @@ def other_modes(
     order = [i for i in share.argsort(descending=True).tolist() if share[i] > 0]
     covariances = torch.stack([torch.cholesky_inverse(precision[1 + i]) for i in order]) if order else none.covariances
     points = z[outside][order]
-    return OtherModes(points, covariances, share[order], len(starts), int(ended[1:].sum()), count)
+    return OtherModes(points, covariances, share[order], *rest, count)
 
 
 def _distinct(u: Tensor, value: Tensor, ended: Tensor) -> list[int]:

@@ -8,9 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-CENTRAL = 0.9
-"""Probability of the interval whose coverage is counted."""
-
 
 class Moments(NamedTuple):
     """Estimates for P scalars, and what they are known to.
@@ -69,7 +66,7 @@ def weighted_moments(x: Tensor, weights: Tensor) -> Moments:
     w = weights[:, None]
     mean = (w * x).sum(0)
     square = (x - mean).square()
-    variance = (w * square).sum(0)
+    variance = _moving((w * square).sum(0), mean)
     mean_se = (w.square() * square).sum(0).sqrt()
     variance_se = (w.square() * (square - variance).square()).sum(0).sqrt()
     return Moments(mean, variance.sqrt(), mean_se, _half_ratio(variance_se, variance))
@@ -83,7 +80,7 @@ def chain_moments(x: Tensor) -> Moments:
     """
     mean = x.mean((0, 1))
     square = (x - mean).square()
-    variance = square.mean((0, 1))
+    variance = _moving(square.mean((0, 1)), mean)
     root = math.sqrt(len(x))
     mean_se = x.mean(1).std(0) / root
     variance_se = square.mean(1).std(0) / root
@@ -133,18 +130,41 @@ def weighted_closeness(x: Tensor, weights: Tensor) -> Closeness:
     )
 
 
-def coverage(approximation: Tensor, truth: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Share of the true draws that lie in the central 90 % interval of the approximation, ``(P,)``.
+class Coverage(NamedTuple):
+    """Share of the true draws in a central interval of the approximation, and its standard error, ``(P,)`` each."""
+
+    share: Tensor
+    share_se: Tensor
+
+
+def chain_coverage(approximation: Tensor, truth: Tensor, probability: float) -> Coverage:
+    """Of the draws of chains that are independent of each other.
 
     Shape:
-        approximation ``(S, P)``, truth ``(N, P)``, weights ``(N,)`` that sum to one, or none.
+        approximation ``(S, P)``, truth ``(M, T, P)``.
     """
-    tail = (1 - CENTRAL) / 2
+    each = _inside(approximation, truth, probability).mean(1)
+    return Coverage(each.mean(0), each.std(0) / math.sqrt(len(each)))
+
+
+def weighted_coverage(approximation: Tensor, weights: Tensor, probability: float) -> Coverage:
+    """Of the same draws with weights.
+
+    Shape:
+        approximation ``(S, P)``, weights ``(S,)`` that sum to one.
+    """
+    inside = _inside(approximation, approximation, probability)
+    w = weights[:, None]
+    share = (w * inside).sum(0)
+    return Coverage(share, (w.square() * (inside - share).square()).sum(0).sqrt())
+
+
+def _inside(approximation: Tensor, truth: Tensor, probability: float) -> Tensor:
+    tail = (1 - probability) / 2
     ordered = approximation.sort(0).values
     last = len(ordered) - 1
     low, high = ordered[round(tail * last)], ordered[round((1 - tail) * last)]
-    inside = ((truth >= low) & (truth <= high)).to(truth)
-    return inside.mean(0) if weights is None else (weights[:, None] * inside).sum(0)
+    return ((truth >= low) & (truth <= high)).to(truth)
 
 
 def chi_squared(log_weights: Tensor) -> float:
@@ -152,6 +172,12 @@ def chi_squared(log_weights: Tensor) -> float:
     log_weights = log_weights.double().flatten()
     second = torch.logsumexp(2 * log_weights, 0) + math.log(len(log_weights))
     return float((second - 2 * torch.logsumexp(log_weights, 0)).exp()) - 1
+
+
+def _moving(variance: Tensor, mean: Tensor) -> Tensor:
+    """The variance, or zero where it is that of rounding."""
+    rounding = 64 * torch.finfo(mean.dtype).eps * mean.abs()
+    return torch.where(variance.sqrt() <= rounding, torch.zeros_like(variance), variance)
 
 
 def _half_ratio(variance_se: Tensor, variance: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ def view(comparison: Comparison, calibrations: Mapping[str, Calibration]) -> dic
                 "grade": judgements[row["candidate"]].grade,
                 "reasons": judgements[row["candidate"]].reasons,
                 "message": comparison.fits[row["candidate"]].message,
-                "best": row["candidate"] == comparison.best,
+                "best": row["candidate"] == comparison.lowest,
                 "verdict": card(verdicts_of(comparison).get(row["candidate"])),
             }
             for row in rows
@@ -209,9 +209,9 @@ def _on_the_reference(comparison: Comparison, worst: list[str]) -> dict[str, Any
 def _curves(comparison: Comparison) -> list[str]:
     """The bound against steps, and against seconds."""
     histories = {name: fit.history for name, fit in comparison.fits.items() if "negative_elbo" in fit.history}
-    if comparison.best is None or not histories:
+    if comparison.lowest is None or not histories:
         return []
-    order, lowest = list(comparison.fits), -comparison.elbos[comparison.best][0]
+    order, lowest = list(comparison.fits), -comparison.elbos[comparison.lowest][0]
     steps = {
         name: (np.arange(len(history["negative_elbo"])), history["negative_elbo"])
         for name, history in histories.items()

@@ -173,23 +173,24 @@ def summary(comparison: Comparison) -> list[str]:
         )
         if not usable and len(comparison.fits) > 1:
             sentences.append("Best does not mean good here: every candidate has a reason not to be trusted.")
-    if comparison.best is not None and len(comparison.elbos) > 1:
-        value, error = comparison.elbos[comparison.best]
-        again = comparison.best == closest and not comparison.reference_problems
+    lowest = comparison.lowest
+    if lowest is not None and len(comparison.elbos) > 1:
+        value, error = comparison.elbos[lowest]
+        again = lowest == closest and not comparison.reference_problems
         rivals = [
             name
             for name, (other, rival_error) in comparison.elbos.items()
-            if name != comparison.best and value - other < NOISE_ERRORS * math.hypot(error, rival_error)
+            if name != lowest and value - other < NOISE_ERRORS * math.hypot(error, rival_error)
         ]
         if rivals:
             sentences.append(
                 f"Its negative ELBO, {number(-value)} ± {number(error)} nats, cannot be told from that of "
                 f"{' and '.join(rivals)}."
                 if again
-                else f"The negative ELBOs of {comparison.best} and {' and '.join(rivals)} cannot be told apart."
+                else f"The negative ELBOs of {lowest} and {' and '.join(rivals)} cannot be told apart."
             )
         else:
-            who = "It also has" if again else f"{comparison.best} has"
+            who = "It also has" if again else f"{lowest} has"
             sentences.append(f"{who} the lowest negative ELBO, {number(-value)} ± {number(error)} nats.")
     for item in judgements:
         if item.grade == "untrusted":

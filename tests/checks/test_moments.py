@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from pyro_vi_lab.checks.moments import (
+    chain_coverage,
     chain_moments,
     closeness,
-    coverage,
     independent_moments,
     weighted_closeness,
+    weighted_coverage,
     weighted_moments,
 )
 
@@ -83,16 +84,23 @@ def test_closeness_is_in_units_of_the_truth() -> None:
 
 def test_a_constant_has_no_error() -> None:
     found = independent_moments(torch.full((10, 1), 3.0).double())
-    assert float(found.sd) < 1e-14
+    assert float(found.sd) == 0.0
     assert float(found.mean_se) < 1e-14
     assert float(found.log_sd_se) == 0.0
 
 
 def test_coverage_of_a_narrow_guide() -> None:
-    guide, truth = 0.5 * normal(20_000, 1, seed=6), normal(20_000, 1, seed=7)
-    expected = math.erf(0.5 * 1.6449 / math.sqrt(2))
-    assert float(coverage(guide, truth)) == pytest.approx(expected, abs=0.02)
-    assert float(coverage(guide, guide)) == pytest.approx(0.9, abs=1e-3)
-    weights = torch.zeros(20_000).double()
-    weights[truth[:, 0].abs().argmin()] = 1.0
-    assert float(coverage(guide, truth, weights)) == 1.0
+    guide, truth = 0.5 * normal(20_000, 1, seed=6), normal(200, 100, 1, seed=7)
+    for probability, quantile in ((0.9, 1.6449), (0.5, 0.6745)):
+        found = chain_coverage(guide, truth, probability)
+        expected = math.erf(0.5 * quantile / math.sqrt(2))
+        assert abs(float(found.share) - expected) <= 5 * float(found.share_se) + 0.01
+        assert float(found.share_se) == pytest.approx(math.sqrt(expected * (1 - expected) / 20_000), rel=0.3)
+
+
+def test_coverage_by_weights() -> None:
+    x = 1.3 * normal(20_000, 1, seed=8)
+    weights = (-0.5 * x.square() + 0.5 * (x / 1.3).square())[:, 0].softmax(0)
+    found = weighted_coverage(x, weights, 0.5)
+    assert abs(float(found.share) - math.erf(1.3 * 0.6745 / math.sqrt(2))) <= 5 * float(found.share_se) + 0.01
+    assert float(weighted_coverage(x, torch.full_like(weights, 1 / len(x)), 0.9).share) == pytest.approx(0.9, abs=1e-3)

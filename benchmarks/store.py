@@ -1,4 +1,4 @@
-"""natural_gradient.json: one row per part and key, written as soon as it is measured, and never measured twice."""
+"""The JSON file of a study: one row per part and key, written as soon as it is measured, and never measured twice."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 from benchmarks import machine
 
 Row = dict[str, Any]
-NAME = "natural_gradient"
 
 
 class Store:
@@ -19,11 +18,12 @@ class Store:
 
     Args:
         directory: Where the files are.
+        name: What they are called.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.path = directory / f"{NAME}.json"
-        self.page = directory / f"{NAME}.md"
+    def __init__(self, directory: Path, name: str) -> None:
+        self.path = directory / f"{name}.json"
+        self.page = directory / f"{name}.md"
         self._lock = Lock()
         kept = json.loads(self.path.read_text()) if self.path.exists() else {}
         self.rows: dict[str, dict[str, Row]] = kept.get("rows", {})

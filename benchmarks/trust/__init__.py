@@ -1,0 +1,1 @@
+"""Verdicts without a reference against published draws: how often they are right."""
