@@ -17,6 +17,8 @@ MAX_KHAT = 0.7
 """Pareto k-hat from which importance sampling is not practical, with however many draws (Vehtari et al. 2024)."""
 SHRINKAGE, CENTER = 10, 0.5
 """ArviZ's k-hat is drawn towards 0.5 as if by ten more draws (Vehtari et al. 2024, Appendix G)."""
+FIXED_POINT_STEPS = 200
+"""Of a contraction by 1.96 standard errors of k = 0: by 0.2 for 10,000 draws, 0.9 for the fewest that are taken."""
 MANY_DRAWS = 10**6
 """The interval is for the k-hat of so many draws."""
 
@@ -244,17 +246,22 @@ def _standard_error(khat: float, num_draws: int) -> float:
 def _interval(khat: float, num_draws: int) -> tuple[float, float]:
     r"""Where the k-hat of a million draws lies with probability 0.95, to first order.
 
-    ArviZ's estimate :math:`\hat k = (M \tilde k + 10 \cdot 0.5) / (M + 10)` is drawn towards 0.5; the interval is about
-    :math:`\tilde k`. To its variance :math:`(1 + k)^2 / M` come that of the k-hat of a million draws,
+    ArviZ's estimate :math:`\hat k = (M \tilde k + 10 \cdot 0.5) / (M + 10)` is drawn towards 0.5, and
+    :math:`\tilde k` is not. The interval holds every k from which :math:`\tilde k` is at most 1.96 of *its* standard
+    deviations away. To the variance :math:`(1 + k)^2 / M` come that of the k-hat of a million draws,
     :math:`(1 + k)^2 / M'`, and the drift of the shape with the threshold: where the tail is no exact Pareto tail but
     has logarithmic factors, as that of one normal density over another, the shape beyond the quantile of probability
-    :math:`1 - e^{-E}` is :math:`k (1 + c / E)` with c of order one, here as if of variance one. The thresholds are at
-    :math:`E = \log(S / M)`, the mean of what is beyond one more.
+    :math:`1 - e^{-E}` is :math:`k (1 + c / E)`. The drift counts as an error with :math:`|c| = 1/2`, the value of one
+    normal over a narrower one. Thresholds are at :math:`E = \log(S / M)`, the mean of what is beyond one more.
     """
     if not math.isfinite(khat):
         return khat, khat
     size, of_many = tail_size(num_draws), tail_size(MANY_DRAWS)
     center = (khat * (size + SHRINKAGE) - SHRINKAGE * CENTER) / size
-    drift = center * (1 / (1 + math.log(num_draws / size)) - 1 / (1 + math.log(MANY_DRAWS / of_many)))
-    half = 1.96 * math.hypot(max(1 + center, 0.5) * math.sqrt(1 / size + 1 / of_many), drift)
-    return center - half, center + half
+    noise = math.sqrt(1 / size + 1 / of_many)
+    drift = (1 / (1 + math.log(num_draws / size)) - 1 / (1 + math.log(MANY_DRAWS / of_many))) / 2
+    low = high = center
+    for _ in range(FIXED_POINT_STEPS):
+        low = center - 1.96 * math.hypot(max(1 + low, 0.5) * noise, low * drift)
+        high = center + 1.96 * math.hypot(max(1 + high, 0.5) * noise, high * drift)
+    return low, high
