@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_vi_lab.agreement import agrees
 from pyro_vi_lab.density import LogDensity
 from pyro_vi_lab.errors import ArgumentError, CompileError, LabWarning, ModelError, unknown_name
-from pyro_vi_lab.families import Params
+from pyro_vi_lab.families import FAMILIES, Params
 from pyro_vi_lab.fitted import Fit
 from pyro_vi_lab.isolation import default_dtype, seeded, threads
 from pyro_vi_lab.native import NativeFunction, compiler, say_no_compiler
@@ -34,6 +34,8 @@ START_RADIUS = 2.0
 """Half-width of the uniform start on the unconstrained scale, as Stan's."""
 START_ATTEMPTS = 100
 """Random starts tried for a chain, as Stan."""
+NUM_WARMUP, WARM_NUM_WARMUP = 1000, 300
+"""Adaptation steps by default, as Stan's, and where a fit has found location and covariance before."""
 GRADIENTS_PER_DRAW = 8
 """A short trajectory: three doublings."""
 COMPILE_SECONDS, COMPILE_SECONDS_PER_NODE = 0.4, 2e-3
@@ -46,11 +48,11 @@ def nuts(
     problem: Problem,
     *,
     num_chains: int = 4,
-    num_warmup: int = 1000,
+    num_warmup: int | None = None,
     num_draws: int = 1000,
     seed: int = 0,
     backend: Backend = "nutpie",
-    start: Fit | None = None,
+    start: Fit | Posterior | None = None,
     target_accept: float = TARGET_ACCEPT,
     progress: bool = True,
     compile: Compile = "auto",
@@ -62,13 +64,16 @@ def nuts(
     Args:
         problem: Model and data.
         num_chains: Chains; nutpie runs them on all cores.
-        num_warmup: Adaptation steps per chain, not kept.
+        num_warmup: Adaptation steps per chain, not kept; 1000 by default, 300 with ``start``, after which step size and
+            mass matrix are as good (``benchmarks/warm_nuts.md``).
         num_draws: Draws kept per chain.
         seed: Seed of all randomness; the same seed gives the same draws.
         backend: ``"nutpie"`` (Rust) or ``"pyro"`` (Pyro's own kernel), both on the captured density.
         start: A fit of a guide over a family, from whose draws the chains start, and whose covariance is where the
             adaptation of the mass matrix starts: the chains run in the coordinates in which the fit is a standard
-            normal. Uniformly from (-2, 2) on the unconstrained scale, with the identity, if ``None``.
+            normal. Or a posterior of whatever origin, of which mean and covariance on the unconstrained scale are taken
+            (of fewer than twice as many draws as dimensions the variances only). If ``None``, uniformly from (-2, 2) on
+            the unconstrained scale, with the identity.
         target_accept: Acceptance rate that the step size adapts to; nearer to 1 for posteriors with
             divergences. A reference should have none: 0.9 costs about a fifth more gradients than the usual 0.8.
         progress: Show a progress bar on a terminal or in a notebook.
@@ -77,7 +82,8 @@ def nuts(
             ``info["tier"]`` of the result says what was done.
 
     Raises:
-        ArgumentError: A number out of range, an unknown backend, or a fit of another problem.
+        ArgumentError: A number out of range, an unknown backend, a fit of another problem, or a posterior that lacks a
+            site or does not move.
         CompileError: The gradient cannot be compiled, and ``compile=True``.
         ModelError: No finite start was found; the message names the site.
 
@@ -92,6 +98,8 @@ def nuts(
         >>> posterior.draws["x"].shape
         torch.Size([2, 500])
     """
+    if num_warmup is None:
+        num_warmup = NUM_WARMUP if start is None else WARM_NUM_WARMUP
     for name, value, least in (
         ("num_chains", num_chains, 1),
         ("num_warmup", num_warmup, 1),
@@ -109,7 +117,7 @@ def nuts(
             f"problem must be a pyro_vi_lab.Problem, got {type(problem).__name__}; wrap it: Problem(model, *args)"
         )
     density = problem.density()
-    if start is not None and start.loc.shape[-1] != density.dim:
+    if isinstance(start, Fit) and start.loc.shape[-1] != density.dim:
         raise ArgumentError(f"start has {start.loc.shape[-1]} dimensions, problem {problem.name} has {density.dim}")
     began = time.perf_counter()
     target = density if start is None else _whitened(density, start)
@@ -120,7 +128,7 @@ def nuts(
     with threads(1), default_dtype(density.dtype):
         first = new_start(seed)  # fails here, in the user's words, and not inside a thread of the sampler
         tiered = _in_tier(target, compile, num_chains * (num_warmup + num_draws) * GRADIENTS_PER_DRAW, first)
-        draws, stats, num_gradients = _BACKENDS[backend](
+        draws, stats, gradients = _BACKENDS[backend](
             tiered,
             new_start,
             num_chains,
@@ -138,7 +146,8 @@ def nuts(
         unconstrained=z,
         info={
             "seconds": time.perf_counter() - began,
-            "num_gradients": num_gradients,
+            "num_gradients": gradients.total,
+            "warmup_gradients": gradients.warmup,
             "seed": seed,
             "backend": backend,
             "tier": tiered.tier,
@@ -153,9 +162,30 @@ def _can_show() -> bool:
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
-def _whitened(density: LogDensity, fit: Fit) -> Whitened:
-    assert fit.params is not None
-    return Whitened(density, fit.family, Params(fit.params.loc[0], fit.params.scale[0]))
+def _whitened(density: LogDensity, start: Fit | Posterior) -> Whitened:
+    if isinstance(start, Posterior):
+        return Whitened(density, FAMILIES["full_rank"], _moments(density, start))
+    assert start.params is not None
+    return Whitened(density, start.family, Params(start.params.loc[0], start.params.scale[0]))
+
+
+def _moments(density: LogDensity, posterior: Posterior) -> Params:
+    """Mean and Cholesky factor of the covariance of draws, on the unconstrained scale."""
+    z = posterior.unconstrained
+    if z is None or z.shape[-1] != density.dim:
+        z = density.unconstrain(posterior.draws)
+    z = z.flatten(0, 1).to(density.device, density.dtype)
+    if not bool(torch.isfinite(z).all()):
+        raise ArgumentError("start has draws that are not finite on the unconstrained scale of the problem")
+    sd = z.std(0) if len(z) > 1 else torch.zeros_like(z[0])
+    if not bool((sd > 0).all()):
+        still = density.labels[int((sd > 0).int().argmin())]
+        raise ArgumentError(f"start does not move along {still}: it needs draws of a distribution")
+    if len(z) >= 2 * density.dim:
+        tril, failed = torch.linalg.cholesky_ex(torch.corrcoef(z.T).reshape(density.dim, density.dim))
+        if not bool(failed):
+            return Params(z.mean(0), sd.unsqueeze(-1) * tril)
+    return Params(z.mean(0), torch.diag(sd))
 
 
 def _start(density: LogDensity | Whitened, seed: int) -> Tensor:
@@ -174,6 +204,13 @@ def _start(density: LogDensity | Whitened, seed: int) -> Tensor:
         f"NUTS found no start with a finite log density in {START_ATTEMPTS} tries; the last one failed at site "
         f"{site!r}: check its data and prior, or start from a fit (start=...)"
     )
+
+
+class _Gradients(NamedTuple):
+    """How many gradients a run took in all chains: in all, and of these in the warm-up."""
+
+    total: int
+    warmup: int
 
 
 class _Density(NamedTuple):
@@ -252,7 +289,7 @@ def _nutpie(
     seed: int,
     target_accept: float,
     progress: bool,
-) -> tuple[Tensor, dict[str, Tensor], int]:
+) -> tuple[Tensor, dict[str, Tensor], _Gradients]:
     density = tiered.density
     like = torch.empty(0, dtype=density.dtype, device=density.device)
     settings = Settings(
@@ -271,8 +308,9 @@ def _nutpie(
     result = None if tiered.native is None else sample_native(tiered.native, density.dim, start, settings)
     if result is None:
         result = sample_callback(tiered.value_and_grad, density.dim, start, settings, like=like)
-    z, stats, num_gradients = result
-    return torch.from_numpy(z).to(like), stats, num_gradients
+    z, stats, total = result
+    # the start of a chain and the first search for a step size are a part of the warm-up
+    return torch.from_numpy(z).to(like), stats, _Gradients(total, total - int(stats["n_steps"].sum()))
 
 
 class _Potential(torch.autograd.Function):
@@ -299,10 +337,10 @@ def _pyro(
     seed: int,
     target_accept: float,
     progress: bool,
-) -> tuple[Tensor, dict[str, Tensor], int]:
+) -> tuple[Tensor, dict[str, Tensor], _Gradients]:
     from pyro.infer import MCMC, NUTS
 
-    count = 0
+    count = warmup = 0
 
     def potential(values: dict[str, Tensor]) -> Tensor:
         nonlocal count
@@ -312,11 +350,22 @@ def _pyro(
 
     chains, stats = [], []
     for chain in range(num_chains):
+        before = count
         per_draw: list[tuple[float, float]] = []
+        in_warmup: list[int] = []
 
-        def remember(kernel: Any, _: Any, stage: str, __: int, kept: list[tuple[float, float]] = per_draw) -> None:
+        def remember(
+            kernel: Any,
+            _: Any,
+            stage: str,
+            __: int,
+            kept: list[tuple[float, float]] = per_draw,
+            in_warmup: list[int] = in_warmup,
+        ) -> None:
             if stage.lower().startswith("sample"):
                 kept.append((float(kernel.step_size), float(-kernel._fetch_from_cache()[1])))
+            else:
+                in_warmup.append(count)
 
         kernel = NUTS(potential_fn=potential, target_accept_prob=target_accept)
         chain_seed = seed + 7919 * chain
@@ -330,15 +379,20 @@ def _pyro(
                 hook_fn=remember,
             )
             sampler.run()
+        warmup += in_warmup[-1] - before
         chains.append(sampler.get_samples()["z"])
         diverging = torch.zeros(num_draws, dtype=torch.bool)
         diverging[sampler.diagnostics()["divergences"]["chain 0"]] = True
         step_size, lp = (torch.tensor(values) for values in zip(*per_draw, strict=True))
         stats.append({"diverging": diverging, "step_size": step_size, "lp": lp})
-    return torch.stack(chains), {key: torch.stack([one[key] for one in stats]) for key in stats[0]}, count
+    return (
+        torch.stack(chains),
+        {key: torch.stack([one[key] for one in stats]) for key in stats[0]},
+        _Gradients(count, warmup),
+    )
 
 
-_BACKENDS: dict[str, Callable[..., tuple[Tensor, dict[str, Tensor], int]]] = {
+_BACKENDS: dict[str, Callable[..., tuple[Tensor, dict[str, Tensor], _Gradients]]] = {
     "nutpie": _nutpie,
     "pyro": _pyro,
 }

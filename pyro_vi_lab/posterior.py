@@ -19,6 +19,8 @@ MAX_RHAT = 1.01
 """Largest rank-normalised R-hat of a usable reference (Vehtari et al. 2021, Section 4)."""
 MIN_ESS = 400.0
 """Smallest bulk and tail effective sample size of a usable reference (Vehtari et al. 2021, Section 4)."""
+MAX_TREE_DEPTH = 10
+"""Doublings of a trajectory at which nutpie, Pyro and Stan stop by default."""
 MIN_EBFMI = 0.3
 """Smallest energy Bayesian fraction of missing information (Betancourt 2016; Stan warns below 0.3)."""
 
@@ -128,11 +130,13 @@ class Posterior:
 
         Rank-normalised :math:`\hat R < 1.01`, bulk and tail ESS of at least 400 for every scalar of every site, no
         divergent transitions, and an energy Bayesian fraction of missing information of at least 0.3 in every
-        chain. Independent draws (exact solutions, fits) pass with one chain too.
+        chain. Independent draws (exact solutions, fits) pass with one chain too. Trajectories that reached the largest
+        tree depth make chains slow and not wrong: they are named where R-hat or an ESS fails.
 
         References:
             Vehtari, Gelman, Simpson, Carpenter, Bürkner 2021, "Rank-normalization, folding, and localization",
-            Bayesian Analysis 16(2). Betancourt 2016, "Diagnosing suboptimal cotangent disintegrations", eq. 5.
+            Bayesian Analysis 16(2). Betancourt 2016, "Diagnosing suboptimal cotangent disintegrations", eq. 5. Stan
+        Development Team 2022, "Runtime warnings and convergence problems", Section "Maximum treedepth".
         """
         return list(self._problems)
 
@@ -152,7 +156,7 @@ class Posterior:
                 )
             )
         ]
-        convergence = self.convergence()
+        convergence, before = self.convergence(), len(found)
         if self.num_chains > 1:
             name, value = _extreme(convergence["rhat"], largest=True)
             if not value < MAX_RHAT:
@@ -161,12 +165,21 @@ class Posterior:
             name, value = _extreme(convergence[f"ess_{kind}"], largest=False)
             if not value >= MIN_ESS:
                 found.append(f"{kind} ESS of {name} is {value:.0f} (must be at least {MIN_ESS:.0f})")
+        if len(found) > before and (saturated := self.saturated()):
+            found.append(
+                f"{saturated} of {self.num_chains * self.num_draws} trajectories reached the largest tree depth "
+                f"({MAX_TREE_DEPTH}): they are too short for this posterior (start NUTS from a fit, or reparameterize)"
+            )
         if "diverging" in self.stats and (count := int(self.stats["diverging"].sum())):
             found.append(f"{count} divergent transitions after warm-up (must be 0)")
         ebfmi = self.ebfmi()
         if ebfmi is not None and not bool((ebfmi >= MIN_EBFMI).all()):
             found.append(f"E-BFMI of chain {int(ebfmi.argmin())} is {ebfmi.min():.2f} (must be at least {MIN_EBFMI})")
         return tuple(found)
+
+    def saturated(self) -> int | None:
+        """Trajectories of NUTS that reached the largest tree depth, 10; ``None`` without tree depths."""
+        return int((self.stats["tree_depth"] >= MAX_TREE_DEPTH).sum()) if "tree_depth" in self.stats else None
 
     def ebfmi(self) -> Tensor | None:
         r"""Energy Bayesian fraction of missing information of each chain, ``(C,)``; ``None`` without energies.

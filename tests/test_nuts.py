@@ -194,7 +194,9 @@ def test_stats_and_info(backend: Any) -> None:
     assert posterior.method == "nuts"
     info = dict(posterior.info)
     assert info.pop("seconds") > 0
-    assert info.pop("num_gradients") > 2 * 140
+    total, warmup = info.pop("num_gradients"), info.pop("warmup_gradients")
+    assert total > 2 * 140
+    assert 2 * 100 <= warmup < total - 2 * 40 + 1
     assert info == {
         "seed": 3,
         "backend": backend,
@@ -237,6 +239,33 @@ def test_start_from_a_fit(backend: Any) -> None:
     x = posterior.draws["x"]
     assert_mean(x, 500.0)
     assert (x - 500).abs().max() < 6
+
+
+def test_start_from_any_draws() -> None:
+    """Mean and covariance of draws of the sites; where there are few, the variances only."""
+    problem, density = vl.Problem(normal), vl.Problem(normal).density()
+    exact = LOC + torch.randn(1, 500, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) @ (
+        torch.linalg.cholesky(COVARIANCE).T
+    )
+    start = vl.Posterior({"x": exact}, method="exact")
+    params = nuts_module._moments(density, start)
+    torch.testing.assert_close(params.loc, exact[0].mean(0))
+    torch.testing.assert_close(params.scale @ params.scale.T, torch.cov(exact[0].T))
+    few = nuts_module._moments(density, vl.Posterior({"x": exact[:, :5]}))
+    torch.testing.assert_close(few.scale, torch.diag(exact[0, :5].std(0)))
+    posterior = draw(problem, start=start, num_warmup=None, num_draws=400)
+    assert_mean(posterior.draws["x"], LOC)
+    assert posterior.info["start"] == "exact"
+    assert posterior.info["num_warmup"] == nuts_module.WARM_NUM_WARMUP
+    assert nuts_module.WARM_NUM_WARMUP < nuts_module.NUM_WARMUP
+
+
+def test_draws_that_are_no_start() -> None:
+    still = torch.ones(1, 50, 3, dtype=torch.float64)
+    with pytest.raises(ArgumentError, match=r"start does not move along x\[0\]: it needs draws of a distribution"):
+        draw(normal, start=vl.Posterior({"x": still}))
+    with pytest.raises(ArgumentError, match="no value for latent site 'x'"):
+        draw(normal, start=vl.Posterior({"y": still}))
 
 
 def test_fit_of_another_problem() -> None:

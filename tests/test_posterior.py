@@ -185,3 +185,14 @@ def test_convergence_has_the_shapes_of_the_sites() -> None:
         assert set(values) == {"mu", "theta", "constant"}
         assert (values["mu"].shape, values["theta"].shape) == ((), (2,))
         assert bool(torch.isnan(values["constant"]))
+
+
+def test_tree_depth_is_named_where_chains_have_not_converged() -> None:
+    depth = torch.full((4, 1000), 5)
+    depth[0, :7] = 10
+    fine = Posterior(good_draws(), stats={"tree_depth": depth})
+    assert fine.saturated() == 7
+    assert fine.problems() == []
+    assert Posterior(good_draws()).saturated() is None
+    apart = Posterior({"x": normal(4, 1000) + torch.arange(4.0)[:, None]}, stats={"tree_depth": depth})
+    assert any("7 of 4000 trajectories reached the largest tree depth (10)" in problem for problem in apart.problems())
