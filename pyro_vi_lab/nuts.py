@@ -40,6 +40,8 @@ GRADIENTS_PER_DRAW = 8
 """A short trajectory: three doublings."""
 COMPILE_SECONDS, COMPILE_SECONDS_PER_NODE = 0.4, 2e-3
 """What the C compiler takes, about."""
+PARALLEL_SECONDS = 1e-3
+"""Gradients that take less are mostly Python, for whose lock chains at once would wait: twice as long, as measured."""
 GRAPH_SECONDS_PER_NODE = 2e-6
 """What TorchScript's interpreter takes for an operator on a small tensor, about."""
 
@@ -299,7 +301,7 @@ def _nutpie(
         seed=seed,
         target_accept=target_accept,
         progress=progress,
-        cores=1 if tiered.tier == "eager" else None,  # Pyro itself cannot run in two threads at once
+        cores=1 if tiered.native is None and _one_by_one(tiered, new_start(seed)) else None,
     )
 
     def start(chain_seed: int) -> NDArray[Any]:
@@ -311,6 +313,18 @@ def _nutpie(
     z, stats, total = result
     # the start of a chain and the first search for a step size are a part of the warm-up
     return torch.from_numpy(z).to(like), stats, _Gradients(total, total - int(stats["n_steps"].sum()))
+
+
+def _one_by_one(tiered: _Density, start: Tensor) -> bool:
+    """Whether chains that share Python's interpreter lock are faster one after the other."""
+    if tiered.tier == "eager":
+        return True  # Pyro itself cannot run in two threads at once
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        tiered.value_and_grad(start)
+        times.append(time.perf_counter() - began)
+    return min(times) < PARALLEL_SECONDS
 
 
 class _Potential(torch.autograd.Function):

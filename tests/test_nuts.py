@@ -482,3 +482,20 @@ def test_ctrl_c_ends_the_chains(compile: bool) -> None:
     with pytest.raises(KeyboardInterrupt):
         vl.nuts(vl.Problem(normal), num_draws=1_000_000, num_chains=2, compile=compile, progress=False)
     pressed.join()
+
+
+@pytest.mark.parametrize(("limit", "cores"), [(1.0, 1), (0.0, None)])
+def test_interpreted_chains_wait_for_each_other_where_gradients_are_quick(
+    limit: float, cores: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int | None] = []
+    sample = nuts_module.sample_callback
+
+    def spy(*arguments: Any, **more: Any) -> Any:
+        seen.append(arguments[3].cores)
+        return sample(*arguments, **more)
+
+    monkeypatch.setattr(nuts_module, "sample_callback", spy)
+    monkeypatch.setattr(nuts_module, "PARALLEL_SECONDS", limit)
+    vl.nuts(vl.Problem(normal), num_chains=2, num_warmup=5, num_draws=5, compile=False, progress=False)
+    assert seen == [cores]
