@@ -11,6 +11,7 @@ from pyro_vi_lab.cli.about import explain_command, models_command
 from pyro_vi_lab.cli.comparing import compare_command
 from pyro_vi_lab.cli.fitting import fit_command, nuts_command
 from pyro_vi_lab.cli.options import errors_in_words
+from pyro_vi_lab.cli.trusting import trust_command
 
 app = typer.Typer(
     help="Fit, check and compare variational posteriors of any Pyro model.",
@@ -42,6 +43,13 @@ COMMANDS: Mapping[str, tuple[Callable[..., None], tuple[str, ...]]] = {
         (
             "pyro-vi-lab nuts eight_schools --out draws",
             "pyro-vi-lab nuts file.py:model --data d.csv --chains 8 --out draws",
+        ),
+    ),
+    "trust": (
+        trust_command,
+        (
+            "pyro-vi-lab trust eight_schools",
+            "pyro-vi-lab trust file.py:model --data d.csv --guide auto --require trust",
         ),
     ),
     "models": (models_command, ("pyro-vi-lab models",)),

@@ -28,21 +28,23 @@ from pyro_vi_lab.cli.options import (
     OutOption,
     ProblemArgument,
     QuietOption,
+    RequireOption,
     SeedOption,
     StepsOption,
     WarmupOption,
     check_budget,
+    check_guide,
     check_name,
     command_line,
 )
 from pyro_vi_lab.cli.printing import Output, print_comparison
 from pyro_vi_lab.cli.problem_argument import read_problem
+from pyro_vi_lab.cli.trusting import leave_unless, verdicts_of
 from pyro_vi_lab.compare import compare
 from pyro_vi_lab.errors import ArgumentError
 from pyro_vi_lab.export import check_writable
 from pyro_vi_lab.fit import OPTIMS, Fit
 from pyro_vi_lab.fit_guide import is_point_estimate
-from pyro_vi_lab.guides import guide_named
 from pyro_vi_lab.problem import Problem
 
 
@@ -60,6 +62,7 @@ def compare_command(
     target_accept: AcceptOption = DEFAULT_ACCEPT,
     max_steps: StepsOption = None,
     time_budget: BudgetOption = None,
+    require: RequireOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     as_json: JsonOption = False,
@@ -67,16 +70,19 @@ def compare_command(
 ) -> None:
     """Fit several guides, run NUTS beside them, and write a report of the differences.
 
+    With --require trust every fit is also checked without NUTS, and the exit code is 3 unless one may be trusted.
+
     Ctrl-C keeps the fits that are done: their posteriors are written, without a report, and the exit code is 130.
     """
     context.params["guide"] = guides = list(dict.fromkeys(guide or ["mean_field", "full_rank"]))
     for name in guides:
-        guide_named(name)  # refuses unknown names
+        check_guide(name)
         if is_point_estimate(name):
             raise ArgumentError(
                 f"guide {name!r} is a point, which has no spread to compare with a posterior's: compare 'laplace'"
             )
     check_name("optim", optim, OPTIMS)
+    check_name("verdict", require, ["trust"])
     check_budget(time_budget)
     check_writable(out)
     output, fits = Output(as_json=as_json, quiet=quiet), dict[str, Fit]()
@@ -90,6 +96,11 @@ def compare_command(
                 )
                 if interruption.asked:
                     raise KeyboardInterrupt
+                if fits[name].problem is not made or fits[name].sampled is not None:  # of 'auto'
+                    raise ArgumentError(
+                        f"guide {name!r} cannot be compared, as it ended with another model or sampler "
+                        f"({fits[name].message}): see pyro-vi-lab fit --guide auto, and compare guides by their names"
+                    )
             numbers: dict[str, Any] = {"chains": chains, "warmup": warmup, "draws": draws, "accept": target_accept}
             reference = sampled(made, output, seed=seed, **numbers)
             output.say("report …")
@@ -100,14 +111,21 @@ def compare_command(
             _keep(fits, made, out, output, draws=draws, seed=seed)
             raise typer.Exit(EXIT_INTERRUPTED) from None
     print_comparison(found, output)
-    output.result(paths["report"], found.to_dict() | {"files": {name: str(path) for name, path in paths.items()}})
+    verdicts = {} if require is None else verdicts_of(fits, output, seed=seed)
+    output.result(
+        paths["report"],
+        found.to_dict()
+        | {"files": {name: str(path) for name, path in paths.items()}}
+        | ({"verdicts": {name: one.to_dict() for name, one in verdicts.items()}} if verdicts else {}),
+    )
     if not found.posteriors:
         raise typer.Exit(EXIT_FAILED)
+    leave_unless({name: one.decision for name, one in verdicts.items()}, require)
 
 
 def _keep(fits: Mapping[str, Fit], problem: Problem, out: Path, output: Output, *, draws: int, seed: int) -> None:
     """What is done by the time of Ctrl-C: the fits."""
-    kept = save_posteriors(fits, problem, out, draws=draws, seed=seed + 1) if fits else {}
+    kept = save_posteriors(fits, out, draws=draws, seed=seed + 1) if fits else {}
     files = {name: str(out / f"{name}.nc") for name in kept}
     for name, found in fits.items():
         output.tell(f"{name} fit of {problem.name} {found.message}")

@@ -29,14 +29,14 @@ from pyro_vi_lab.cli.options import (
     StepsOption,
     WarmupOption,
     check_budget,
+    check_guide,
     check_name,
 )
 from pyro_vi_lab.cli.printing import Output, parameters, print_parameters
 from pyro_vi_lab.cli.problem_argument import read_problem
 from pyro_vi_lab.density_engine import Status
 from pyro_vi_lab.export import check_writable, save_arviz, staged, to_arviz, versions
-from pyro_vi_lab.fit import OPTIMS, Fit, fit
-from pyro_vi_lab.guides import guide_named
+from pyro_vi_lab.fit import AUTO, OPTIMS, Fit, fit
 from pyro_vi_lab.nuts import nuts
 from pyro_vi_lab.posterior import Posterior
 from pyro_vi_lab.problem import Problem
@@ -62,7 +62,7 @@ def fit_command(
 
     Ctrl-C ends the fit after the step that it is in; what it has by then is written, and the exit code is 130.
     """
-    guide_named(guide)  # refuses unknown names
+    check_guide(guide)
     check_name("optim", optim, OPTIMS)
     check_budget(time_budget)
     check_writable(out)
@@ -77,7 +77,7 @@ def fit_command(
             if as_json:
                 output.result("", fit_values(found, seed=seed))
             raise typer.Exit(EXIT_INTERRUPTED if interruption.asked else EXIT_FAILED)
-        posterior = save_posteriors({guide: found}, made, out, draws=draws, seed=seed + 1)[guide]
+        posterior = save_posteriors({guide: found}, out, draws=draws, seed=seed + 1)[guide]
     _print_fit(found, posterior, output, draws=draws, seed=seed + 1)
     values = fit_values(found, seed=seed, draws=draws) | {"parameters": parameters(posterior), "file": str(path)}
     output.result(path, values | {"interrupted": interruption.asked})
@@ -125,7 +125,11 @@ def fitted(
     steps: int | None,
     budget: float | None,
 ) -> Fit:
-    """A fit that ends at Ctrl-C and when its time is over."""
+    """A fit that ends at Ctrl-C and when its time is over; ``auto`` does so between its stages."""
+    if guide == AUTO:
+        return fit(
+            problem, guide, optim=optim, seed=seed, max_steps=steps, time_budget=budget, progress=not output.quiet
+        )
     callbacks = [interruption, *([] if budget is None else [TimeBudget(budget)])]
     return fit(
         problem,
@@ -154,15 +158,14 @@ def sampled(
     )
 
 
-def save_posteriors(
-    fits: Mapping[str, Fit], problem: Problem, out: Path, *, draws: int, seed: int
-) -> dict[str, Posterior]:
+def save_posteriors(fits: Mapping[str, Fit], out: Path, *, draws: int, seed: int) -> dict[str, Posterior]:
     """Write the posteriors of all fits that have one; all of the files, or none."""
     usable = {name: one for name, one in fits.items() if one.status is not Status.DIVERGED}
     posteriors = {name: one.posterior(num_draws=draws, seed=seed) for name, one in usable.items()}
     with staged(out) as folder:
         for name, posterior in posteriors.items():
-            save_arviz(to_arviz(posterior, problem=problem), folder / f"{name}.nc")
+            # 'auto' may have written the model in another way
+            save_arviz(to_arviz(posterior, problem=fits[name].problem), folder / f"{name}.nc")
     return posteriors
 
 
@@ -179,7 +182,11 @@ def fit_values(found: Fit, *, seed: int, draws: int = 0) -> dict[str, object]:
         "seed": seed,
         "versions": versions(),
     }
-    if draws > 1 and found.mode is None:
+    if found.verdict is not None:
+        values["verdict"] = found.verdict.to_dict()
+    if found.path:
+        values["path"] = [stage._asdict() for stage in found.path]
+    if draws > 1 and found.mode is None and found.sampled is None:
         value, error = found.elbo(num_draws=draws, seed=seed + 1)
         values |= {"negative_elbo": -value, "negative_elbo_se": error}
     return values
@@ -188,7 +195,11 @@ def fit_values(found: Fit, *, seed: int, draws: int = 0) -> dict[str, object]:
 def _print_fit(found: Fit, posterior: Posterior, output: Output, *, draws: int, seed: int) -> None:
     output.tell(f"{found.method} fit of {found.problem.name} {found.message}")
     steps = f"after {found.num_steps} steps, {found.seconds:.2f} s"
-    if found.mode is None and draws > 1 and not output.quiet:
+    for stage in found.path:
+        output.tell(f"  {stage.guide}: {stage.decision}{'; '.join(('', *stage.changes))}")
+    if found.sampled is not None:
+        output.tell(f"{found.sampled.num_chains} chains of {found.sampled.num_draws:,} draws, {found.seconds:.2f} s")
+    elif found.mode is None and draws > 1 and not output.quiet:
         value, error = found.elbo(num_draws=draws, seed=seed)
         output.tell(f"negative ELBO {number(-value)} ± {number(error)} {steps}")
     elif found.mode is not None:

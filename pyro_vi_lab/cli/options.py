@@ -12,7 +12,7 @@ from typing import Annotated, Any, ParamSpec
 import typer
 
 from pyro_vi_lab.errors import ArgumentError, LabError, LabWarning, unknown_name
-from pyro_vi_lab.fit import OPTIMS
+from pyro_vi_lab.fit import AUTO, OPTIMS
 from pyro_vi_lab.guides import GUIDES, guide_named
 from pyro_vi_lab.models import MODELS
 from pyro_vi_lab.nuts import TARGET_ACCEPT
@@ -76,6 +76,11 @@ def check_name(kind: str, name: str | None, known: Iterable[str]) -> None:
     guide_named(name)
 
 
+def check_guide(name: str) -> None:
+    """Refuse a guide that nobody knows, before any work."""
+    check_name("guide", name, [AUTO, *GUIDES])
+
+
 def check_budget(seconds: float | None) -> None:
     """Refuse a budget that is no time."""
     if seconds is not None and not seconds > 0:
@@ -108,13 +113,19 @@ DataOption = Annotated[
 OutOption = Annotated[
     Path, typer.Option("--out", help="Directory for the files; made if it is not there.", show_default=False)
 ]
-GuideOption = Annotated[str, typer.Option(help=f"What to fit: {', '.join(GUIDES)}.", autocompletion=_completed(GUIDES))]
+GuideOption = Annotated[
+    str,
+    typer.Option(
+        help=f"What to fit: auto, which climbs until a fit is right, or {', '.join(GUIDES)}.",
+        autocompletion=_completed([AUTO, *GUIDES]),
+    ),
+]
 GuidesOption = Annotated[
     list[str] | None,
     typer.Option(
         "--guide",
-        help=f"A guide to fit; repeat for several; by default mean_field and full_rank. One of {', '.join(GUIDES)}.",
-        autocompletion=_completed(GUIDES),
+        help=f"A guide to fit; repeat for several; by default mean_field and full_rank. auto, or {', '.join(GUIDES)}.",
+        autocompletion=_completed([AUTO, *GUIDES]),
         show_default=False,
     ),
 ]
@@ -136,7 +147,11 @@ AcceptOption = Annotated[
 StepsOption = Annotated[int | None, typer.Option(help="Most steps of a fit.", show_default=False)]
 BudgetOption = Annotated[
     float | None,
-    typer.Option("--time-budget", help="Seconds after which a fit ends with what it has.", show_default=False),
+    typer.Option(
+        "--time-budget",
+        help="Seconds after which a fit ends with what it has, and auto begins nothing new.",
+        show_default=False,
+    ),
 ]
 DeviceOption = Annotated[
     str | None, typer.Option(help="Where the data are put: cpu, cuda, cuda:1, mps.", show_default=False)

@@ -404,7 +404,7 @@ def test_modules_beside_the_file_can_be_imported_and_nothing_stays(tmp_path: Pat
 
 
 def test_help_is_there_for_every_command() -> None:
-    commands = ("compare", "fit", "nuts", "models", "explain")
+    commands = ("compare", "fit", "nuts", "trust", "models", "explain")
     for arguments in ([], ["--help"], *([name, "-h"] for name in commands)):
         output = run(*arguments).output
         assert "Usage" in output
@@ -695,3 +695,59 @@ def test_a_file_of_fifteen_lines_gives_a_report_in_twenty_seconds(tmp_path: Path
     assert done.stdout.splitlines()[-1] == "out/report.html"
     assert "file" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert os.times().children_user < 20
+
+
+# --- verdicts -------------------------------------------------------------------------------------------------------
+
+# The posterior is normal with a correlation of 0.99, which a mean-field normal cannot have.
+NARROW = """
+def model(y):
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    b = pyro.sample("b", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(a - b, 0.07), obs=y)
+
+problem = vl.Problem(model, torch.tensor(0.3))
+"""
+
+
+def test_trust_gives_a_verdict_and_an_exit_code(tmp_path: Path) -> None:
+    problem = f"{write(tmp_path, NARROW)}:problem"
+    good = run("trust", problem, "--require", "trust")
+    assert good.exit_code == 0, good.stderr
+    assert good.stdout.startswith("trust: full_rank fit of model")
+    assert good.stdout.splitlines()[-1] == "trust"
+    bad = run("trust", problem, "--guide", "mean_field", "--json", "--require", "trust")
+    assert bad.exit_code == 3
+    found = json.loads(bad.stdout)
+    assert found["decision"] in ("refine", "reweight", "sample")
+    assert found["fit"]["guide"] == "mean_field"
+    assert f"no candidate has the verdict trust: mean_field {found['decision']}" in bad.stderr
+    assert run("trust", problem, "--guide", "mean_field", "--quiet").stdout == f"{found['decision']}\n"
+
+
+def test_other_requirements_are_refused(tmp_path: Path) -> None:
+    for command in (["trust", "eight_schools"], ["compare", "eight_schools", "--out", tmp_path / "out"]):
+        result = run(*command, "--require", "trusted")
+        check_refused(result.exit_code, result.stdout, result.stderr, tmp_path, ["'trusted': did you mean 'trust'"])
+
+
+@pytest.mark.slow
+def test_compare_requires_one_candidate_to_be_trusted(tmp_path: Path) -> None:
+    problem, out = f"{write(tmp_path, NARROW)}:problem", tmp_path / "out"
+    small = ["--chains", 2, "--warmup", 100, "--draws", 200, "--require", "trust", "--out", out]
+    assert run("compare", problem, *small, "--guide", "mean_field").exit_code == 3
+    assert (out / "report.html").is_file()
+    both = run("compare", problem, *small, "--json")
+    assert both.exit_code == 0, both.stderr
+    assert json.loads(both.stdout)["verdicts"]["full_rank"]["decision"] == "trust"
+    assert "full_rank: trust: " in both.stderr
+
+
+def test_auto_is_a_guide(tmp_path: Path) -> None:
+    problem, out = f"{write(tmp_path, NARROW)}:problem", tmp_path / "out"
+    result = run("fit", problem, "--guide", "auto", "--time-budget", 60, "--out", out, "--json", "--quiet")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert [stage["guide"] for stage in found["path"]] == ["mean_field", "full_rank"]
+    assert found["verdict"]["decision"] == "trust"
+    assert [path.name for path in out.iterdir()] == ["auto.nc"]
