@@ -11,6 +11,7 @@ from pyro_vi_lab.cli.about import explain_command, models_command
 from pyro_vi_lab.cli.comparing import compare_command
 from pyro_vi_lab.cli.fitting import fit_command, nuts_command
 from pyro_vi_lab.cli.options import errors_in_words
+from pyro_vi_lab.cli.saved import export_command, report_command
 from pyro_vi_lab.cli.trusting import trust_command
 
 app = typer.Typer(
@@ -52,6 +53,11 @@ COMMANDS: Mapping[str, tuple[Callable[..., None], tuple[str, ...]]] = {
             "pyro-vi-lab trust file.py:model --data d.csv --guide auto --require trust",
         ),
     ),
+    "report": (
+        report_command,
+        ("pyro-vi-lab report demo", "pyro-vi-lab report out file.py:model --data d.csv"),
+    ),
+    "export": (export_command, ("pyro-vi-lab export demo/nuts.nc demo/nuts.zarr",)),
     "models": (models_command, ("pyro-vi-lab models",)),
     "explain": (
         explain_command,

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -404,7 +405,7 @@ def test_modules_beside_the_file_can_be_imported_and_nothing_stays(tmp_path: Pat
 
 
 def test_help_is_there_for_every_command() -> None:
-    commands = ("compare", "fit", "nuts", "trust", "models", "explain")
+    commands = ("compare", "fit", "nuts", "trust", "report", "export", "models", "explain")
     for arguments in ([], ["--help"], *([name, "-h"] for name in commands)):
         output = run(*arguments).output
         assert "Usage" in output
@@ -751,3 +752,66 @@ def test_auto_is_a_guide(tmp_path: Path) -> None:
     assert [stage["guide"] for stage in found["path"]] == ["mean_field", "full_rank"]
     assert found["verdict"]["decision"] == "trust"
     assert [path.name for path in out.iterdir()] == ["auto.nc"]
+
+
+# --- what was saved -------------------------------------------------------------------------------------------------
+
+
+def test_report_is_made_again_from_the_saved_draws(
+    compared: tuple[Result, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(compared[1] / "out", out)
+    before = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
+    (out / "report.html").unlink()
+    monkeypatch.setattr(sys.modules["pyro_vi_lab.compare"], "nuts", lambda *_, **__: pytest.fail("NUTS ran again"))
+    result = run("report", out, "--quiet")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == f"{out / 'report.html'}\n"
+    after = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
+    assert after["parameters"] == before["parameters"]
+    assert after["command"] == before["command"]
+    assert after["reference"]["gradients"] == before["reference"]["gradients"]
+    assert before["command"] in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_reports_that_cannot_be_made_are_refused(compared: tuple[Result, Path], tmp_path: Path) -> None:
+    out = tmp_path / "saved"
+    shutil.copytree(compared[1] / "out", out)
+    for arguments, expected in (
+        ([tmp_path / "nothing"], "there is no comparison in"),
+        ([out, "eight_schools"], "the data of eight_schools are not those of the comparison in"),
+        ([out, "eight_scools"], "did you mean 'eight_schools'"),
+    ):
+        result = run("report", *arguments)
+        check_refused(result.exit_code, result.stdout, result.stderr, tmp_path, [expected])
+    (out / "nuts.nc").unlink()
+    assert "there are no draws of the reference" in run("report", out).stderr
+    (out / "comparison.json").write_text('{"command": null}')
+    assert "is not what pyro-vi-lab compare writes" in run("report", out).stderr
+    (out / "comparison.json").write_text("[1")
+    assert "cannot be read" in run("report", out).stderr
+    assert not list(out.glob(".pyro-vi-lab-*"))
+
+
+def test_export_writes_zarr_and_netcdf(compared: tuple[Result, Path], tmp_path: Path) -> None:
+    source = compared[1] / "out" / "nuts.nc"
+    there, back = tmp_path / "nuts.zarr", tmp_path / "nuts.nc"
+    assert run("export", source, there).stdout == f"{there}\n"
+    assert json.loads(run("export", there, back, "--json").stdout)["file"] == str(back)
+    before, after = arviz.from_netcdf(str(source)), arviz.from_netcdf(str(back))
+    assert before.groups() == after.groups()
+    assert before["posterior"].equals(after["posterior"])
+    for arguments, expected in (
+        ([source, tmp_path / "x.csv"], "it has to end in .nc or .zarr"),
+        ([tmp_path / "missing.nc", back], "there is no file"),
+        ([source, source], "is the source itself"),
+    ):
+        result = run("export", *arguments)
+        assert result.exit_code == 2
+        assert expected in result.stderr
+    (tmp_path / "bad.nc").write_bytes(b"nothing of the kind")
+    result = run("export", tmp_path / "bad.nc", tmp_path / "new.nc")
+    assert result.exit_code == 2
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "new.nc").exists()
