@@ -3,9 +3,9 @@
 scikit-learn's digits (64–50–10, 1297 rows to fit and 500 to predict) and diabetes (10–50–1, 309 and 133 rows). *Ours* is
 `fit(problem, guides.NetworkNormal)` on minibatches with all defaults, which ends by itself: once by Bayes' rule, and once at the
 temperature, of four, that predicts best what is held out of the rows to fit: a fifth of them for digits, three times a fifth for
-diabetes (`choose_model` with fits of 2,000 steps, and the network of the first seed). *Plain network* is Adam with a weight decay that is chosen likewise,
-on the same rows; *Laplace* is laplace-torch around it: all weights, Kronecker-factored, prior precision and noise by marginal
-likelihood. None of the choices sees the rows to predict.
+diabetes (`choose_model` with fits of 2,000 steps, and the network of the first seed). *Plain network* is Adam with a weight decay
+that is chosen likewise, on the same rows; *Laplace* is laplace-torch around it: all weights, Kronecker-factored, prior precision
+and noise by marginal likelihood. None of the choices sees the rows to predict.
 
 *Score* is the mean log density of a new row under the predictive distribution; *calibration* the expected calibration error of
 classes (ten bins), or the mean difference of coverage and level of intervals; *error* the part of wrong classes, or the root of the
@@ -102,6 +102,8 @@ def render(rows: list[dict[str, Any]]) -> list[str]:
             mine, peer = scores[TEMPERED], max(peers)
             met = "met" if mine >= peer else "not met"
             lines += ["", f"At the chosen temperature {mine:.3f}, the better of the others {peer:.3f}: goal {met}."]
+        if BAYES not in runs:
+            lines += ["", f"Not measured: {BAYES}."]
         for row in of_data:
             if "choice" in row:
                 shown = ", ".join(f"{value:g}: {score:.3f}" for value, score in row["scores"].items())
