@@ -72,6 +72,7 @@ LAYERS = (
         "density_fit",
         "density_stages",
         "em",
+        "em_steps",
         "escalation",
         "expected_log_joint",
         "fit",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any, Literal
 
 import numpy as np
@@ -22,8 +21,8 @@ from pyro_vi_lab.mixture_prior import Parameters, Prior, stick_weights, sticks_o
 from pyro_vi_lab.models import mixture_posterior
 from pyro_vi_lab.models.design import numeric, positive
 from pyro_vi_lab.models.mixture_data import Missing, Table, mean_and_covariance, scanned, table
+from pyro_vi_lab.models.mixture_priors import check_priors, covariance_prior_of, sample_loc, sample_precision
 from pyro_vi_lab.models.normal_mixture import NormalMixture
-from pyro_vi_lab.models.wishart import Wishart
 from pyro_vi_lab.posterior import Posterior
 from pyro_vi_lab.problem import Problem
 
@@ -119,31 +118,7 @@ class GaussianMixture(PyroModule):
         self._check_priors()
 
     def _check_priors(self) -> None:
-        mean, scatter, kind = self.mean_prior, self.covariance_prior, self.covariance
-        if mean is not None and (mean.dim() != 1 or len(mean) == 0 or not bool(mean.isfinite().all())):
-            raise ArgumentError(f"mean_prior must be a vector of finite numbers, got shape {tuple(mean.shape)}")
-        if scatter is not None:
-            dims = {"full": 2, "tied": 2, "diag": 1, "spherical": 0}[kind]
-            square = scatter.dim() < 2 or scatter.shape[0] == scatter.shape[1]
-            if scatter.dim() != dims or not square or (mean is not None and dims and len(scatter) != len(mean)):
-                expected = ("a number", "one number for each column", "a matrix of as many rows as columns")[dims]
-                raise ArgumentError(
-                    f"covariance_prior has shape {tuple(scatter.shape)}; of {kind!r} covariances it is {expected}"
-                )
-            if dims < 2:
-                right = bool((scatter > 0).all() and scatter.isfinite().all())
-            else:
-                symmetric = torch.allclose(scatter, scatter.mT, rtol=1e-8, atol=0.0)
-                right = symmetric and not bool(torch.linalg.cholesky_ex(scatter)[1])
-            if not right:
-                raise ArgumentError("covariance_prior must be positive, and a matrix symmetric and positive definite")
-        if self.degrees_of_freedom is not None:
-            positive(degrees_of_freedom=self.degrees_of_freedom)
-            if mean is not None and kind in ("full", "tied") and not self.degrees_of_freedom > len(mean) - 1:
-                raise ArgumentError(
-                    f"degrees_of_freedom must be above D - 1 = {len(mean) - 1} for {kind!r} covariances, got "
-                    f"{self.degrees_of_freedom!r}"
-                )
+        check_priors(self.covariance, self.mean_prior, self.covariance_prior, self.degrees_of_freedom)
 
     @property
     def prior(self) -> Prior:
@@ -194,10 +169,10 @@ class GaussianMixture(PyroModule):
             weights = pyro.deterministic("weights", stick_weights(stick))
         else:
             weights = pyro.sample("weights", dist.Dirichlet(prior.concentration))
-        precision = self._sample_precision(prior) if kind == "tied" else None
+        precision = sample_precision(prior) if kind == "tied" else None
         with pyro.plate("component", K):
-            precision = self._sample_precision(prior) if precision is None else precision
-            loc = self._sample_loc(prior, precision)
+            precision = sample_precision(prior) if precision is None else precision
+            loc = sample_loc(prior, precision)
         with pyro.plate("row", len(X)):
             if self.marginal or observed is not None or sample_weight is not None:
                 # Pyro takes no scale of zero; times the least number a log density is nothing
@@ -216,26 +191,6 @@ class GaussianMixture(PyroModule):
                 sd = precision.rsqrt()
                 sd = Vindex(sd)[..., z, :] if kind == "diag" else Vindex(sd)[..., z].unsqueeze(-1)
                 pyro.sample("x", dist.Normal(mean, sd).to_event(1), obs=X)
-
-    def _sample_precision(self, prior: Prior) -> Tensor:
-        if self.covariance in ("full", "tied"):
-            root = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(prior.scatter)))
-            fn: Any = Wishart(prior.scatter.new_tensor(prior.df), scale_tril=root)
-        else:
-            fn = dist.Gamma(prior.scatter.new_tensor(prior.df / 2), prior.scatter / 2)
-            fn = fn.to_event(1) if self.covariance == "diag" else fn
-        value: Tensor = pyro.sample("precision", fn)
-        return value
-
-    def _sample_loc(self, prior: Prior, precision: Tensor) -> Tensor:
-        beta = prior.relative_precision
-        if self.covariance in ("full", "tied"):
-            fn: Any = dist.MultivariateNormal(prior.loc, precision_matrix=beta * precision)
-        else:
-            each = precision if self.covariance == "diag" else precision.unsqueeze(-1)
-            fn = dist.Normal(prior.loc, (beta * each).rsqrt()).to_event(1)
-        value: Tensor = pyro.sample("loc", fn)
-        return value
 
     # --- with data ----------------------------------------------------------------------------------------------------
 
@@ -308,19 +263,7 @@ class GaussianMixture(PyroModule):
         if len(model.mean_prior) != len(mean):
             raise DataError(f"X has {len(mean)} columns; mean_prior has {len(model.mean_prior)} numbers")
         if model.covariance_prior is None:
-            variances = covariance.diagonal()
-            if self.covariance in ("full", "tied"):
-                sd = variances.sqrt()
-                smallest = float(torch.linalg.eigvalsh(covariance / sd / sd[:, None])[0])
-                if num_rows <= len(mean) or smallest < len(mean) * math.sqrt(torch.finfo(mean.dtype).eps):
-                    raise DataError(
-                        f"the covariance of the {num_rows} rows and {len(mean)} columns of X is singular, so that it "
-                        "makes no prior: give covariance_prior (torch.diag(X.var(0)), say), take covariance='diag', "
-                        "or remove columns that are sums of others"
-                    )
-                model.covariance_prior = covariance
-            else:
-                model.covariance_prior = variances.clone() if self.covariance == "diag" else variances.mean()
+            model.covariance_prior = covariance_prior_of(self.covariance, covariance, num_rows)
         model._check_priors()
         return model
 
