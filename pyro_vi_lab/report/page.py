@@ -25,13 +25,14 @@ from pyro_vi_lab.report.parameters import (
 )
 from pyro_vi_lab.report.predictive import predictive_checks
 from pyro_vi_lab.report.reference_checks import reference_checks
-from pyro_vi_lab.report.verdicts import by_parameter, card, lead, verdicts_of
+from pyro_vi_lab.report.verdicts import by_parameter, card, lead
 from pyro_vi_lab.report.words import (
     CLOSE_RATIO,
     CLOSE_SHIFT,
     MAX_KHAT,
     MAX_MEAN_SHIFT,
     SD_RATIOS,
+    beside_reference,
     judge,
     number,
     on_scale,
@@ -89,16 +90,19 @@ def view(comparison: Comparison, calibrations: Mapping[str, Calibration]) -> dic
     numbers = comparison.to_dict()
     version = numbers["versions"]["pyro-vi-lab"]
     judgements = {item.name: item for item in judge(comparison)}
-    reference, *rows = [_missing_as_none(row) for row in comparison.table().to_dict("records")]
+    table = {row["candidate"]: _missing_as_none(row) for row in comparison.table().to_dict("records")}
+    references = [row for name, row in table.items() if name not in comparison.fits]
+    rows = [row for name, row in table.items() if name in comparison.fits]
     worst = worst_first(comparison)
     names = list(comparison.fits)
     shown = {
         "title": comparison.problem.name,
         "facts": _facts(comparison),
-        "lead": lead(verdicts_of(comparison)),
+        "lead": lead(comparison.verdicts),
         "summary": summary(comparison),
         "unfit": bool(comparison.reference_problems),
-        "reference": reference,
+        "reference": references[0],
+        "references": references,
         "reference_line": reference_line(comparison),
         "candidates": [
             {
@@ -108,7 +112,8 @@ def view(comparison: Comparison, calibrations: Mapping[str, Calibration]) -> dic
                 "reasons": judgements[row["candidate"]].reasons,
                 "message": comparison.fits[row["candidate"]].message,
                 "best": row["candidate"] == comparison.lowest,
-                "verdict": card(verdicts_of(comparison).get(row["candidate"])),
+                "beside": beside_reference(comparison, row["candidate"]),
+                "verdict": card(comparison.verdicts.get(row["candidate"])),
             }
             for row in rows
         ],

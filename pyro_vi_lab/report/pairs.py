@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from pyro_vi_lab.errors import ArgumentError, LabError
-from pyro_vi_lab.families import LocationScale
+from pyro_vi_lab.families import LocationScale, LowRank
 from pyro_vi_lab.posterior import Posterior
 from pyro_vi_lab.report import figures
 
@@ -139,6 +139,6 @@ def _shape(comparison: Comparison, name: str, draws: Array) -> figures.Shape:
     fit = comparison.fits[name]
     if not bool((draws.std(0) > 0).all()):
         return figures.Shape(tuple(draws[:1].repeat(2, 0) for _ in range(2)), float("nan"))
-    if fit.params is not None and fit.num_restarts == 1 and isinstance(fit.family, LocationScale):
+    if fit.params is not None and fit.num_restarts == 1 and isinstance(fit.family, LocationScale | LowRank):
         return figures.Shape.ellipses(draws)
     return figures.Shape.contours(draws)

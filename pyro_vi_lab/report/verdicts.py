@@ -13,12 +13,6 @@ LOOK = {"trust": "good", "reweight": "fair", "refine": "poor", "sample": "poor"}
 """Decision to the class of its badge."""
 
 
-def verdicts_of(comparison: Comparison) -> Mapping[str, Verdict]:
-    """Candidate to its verdict; empty where none was asked for."""
-    found: Mapping[str, Verdict] = getattr(comparison, "verdicts", {})
-    return found
-
-
 def lead(verdicts: Mapping[str, Verdict]) -> list[str]:
     """What to do, in a sentence or two; empty without verdicts.
 
@@ -29,11 +23,9 @@ def lead(verdicts: Mapping[str, Verdict]) -> list[str]:
     if not verdicts:
         return []
     if by["trust"]:
-        found = [
+        return [
             f"{_and(by['trust'])} may be trusted: means and standard deviations are right to within the tolerances."
         ]
-        rest = [name for name, one in verdicts.items() if one.decision != "trust"]
-        return found + ([f"Not so {_and(rest)}; why is said below."] if rest else [])
     if by["reweight"]:
         return [
             f"No fit may be trusted as it is. Draws of {_and(by['reweight'])} may be used after reweighting: the "
@@ -63,7 +55,7 @@ def by_parameter(comparison: Comparison) -> dict[tuple[str, str], str]:
     """Candidate and parameter to ``"right"``, ``"wrong"`` or ``"unclear"``."""
     return {
         (name, str(row["parameter"])): str(row["verdict"])
-        for name, verdict in verdicts_of(comparison).items()
+        for name, verdict in comparison.verdicts.items()
         for row in verdict.parameters.to_dict("records")
     }
 

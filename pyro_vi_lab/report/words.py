@@ -150,6 +150,15 @@ def judge(comparison: Comparison) -> list[Judgement]:
     return result
 
 
+def beside_reference(comparison: Comparison, name: str) -> tuple[Literal["agrees", "differs"], str] | None:
+    """How one candidate compares with the reference; ``None`` where that is unfit, or has nothing to compare."""
+    found = comparison.discrepancies.get(name)
+    if comparison.reference_problems or found is None:
+        return None
+    differing = _differing(found)
+    return "differs" if differing else "agrees", _difference(found, differing)
+
+
 def summary(comparison: Comparison) -> list[str]:
     """The outcome in a few sentences, the most important first."""
     sentences = []
