@@ -99,7 +99,7 @@ def view(comparison: Comparison, calibrations: Mapping[str, Calibration]) -> dic
         "title": comparison.problem.name,
         "facts": _facts(comparison),
         "lead": lead(comparison.verdicts),
-        "summary": summary(comparison),
+        "summary": summary(comparison, each=not comparison.verdicts),
         "unfit": bool(comparison.reference_problems),
         "reference": references[0],
         "references": references,

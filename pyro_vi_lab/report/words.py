@@ -159,8 +159,13 @@ def beside_reference(comparison: Comparison, name: str) -> tuple[Literal["agrees
     return "differs" if differing else "agrees", _difference(found, differing)
 
 
-def summary(comparison: Comparison) -> list[str]:
-    """The outcome in a few sentences, the most important first."""
+def summary(comparison: Comparison, *, each: bool = True) -> list[str]:
+    """The outcome in a few sentences, the most important first.
+
+    Args:
+        comparison: What to tell.
+        each: Also say of each candidate why it must not be trusted as it is.
+    """
     sentences = []
     judgements = judge(comparison)
     usable = [item.name for item in judgements if item.grade in ("agrees", "differs")]
@@ -201,9 +206,11 @@ def summary(comparison: Comparison) -> list[str]:
         else:
             who = "It also has" if again else f"{lowest} has"
             sentences.append(f"{who} the lowest negative ELBO, {number(-value)} ± {number(error)} nats.")
-    for item in judgements:
+    for item in judgements if each else []:
         if item.grade == "untrusted":
-            sentences.append(f"{item.name} must not be trusted: {'; '.join(item.reasons)}.")
+            verdict = comparison.verdicts.get(item.name)
+            what = "must be reweighted" if verdict and verdict.decision == "reweight" else "must not be trusted"
+            sentences.append(f"{item.name} {what}: {'; '.join(item.reasons)}.")
         elif item.grade == "failed":
             sentences.append(f"{item.name} has no posterior: {'; '.join(item.reasons)}.")
     return sentences
