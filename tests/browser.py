@@ -201,7 +201,7 @@ class Browser:
 def main(report: Path, directory: Path) -> None:
     """The top of a report, light and dark."""
     with Browser() as browser, browser.page() as page:
-        page.resize(1000, 700, scale=2)
+        page.resize(1100, 970)
         for name, scheme in (("report.png", "light"), ("report-dark.png", "dark")):
             page.media(scheme=scheme)
             page.open(report)

@@ -103,8 +103,15 @@ def test_the_page_shows_the_numbers_of_the_table() -> None:
     for parameter in comparison.discrepancies["full_rank"].parameters:
         assert parameter in shown
     assert "covariate 2" in shown
-    assert "do not trust" in shown
-    assert "agrees with the reference" in shown
+    assert "full_rank may be trusted" in shown
+    for name, verdict in comparison.verdicts.items():
+        assert f"{name} {verdict.decision} " in shown
+        assert all(reason in shown for reason in verdict.reasons)
+    assert "Beside the reference agrees" in shown
+    assert "Beside the reference differs" in shown
+    without = words(dataclasses.replace(comparison, verdicts={}).report())
+    assert "do not trust" in without
+    assert "agrees with the reference" in without
     assert comparison.to_dict()["data_hash"] in shown
 
 
