@@ -23,6 +23,14 @@ PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text(en
 PINNED = {canonicalize_name(name): Version(version) for name, version in PINS.items()}
 
 
+UNDECLARED = {
+    "pyro_vi_lab": "the package itself",
+    "arviz_stats": "comes with ArviZ 1.x alone, and the bridge imports it only there",
+    "IPython": "only where it runs already: a notebook shows the progress",
+}
+"""Imports that no requirement provides, and why."""
+
+
 def declared(*, extras: bool) -> list[Requirement]:
     lists = [PROJECT["dependencies"], *(PROJECT["optional-dependencies"].values() if extras else [])]
     return [Requirement(line) for lines in lists for line in lines]
@@ -59,7 +67,7 @@ def test_pins_fit_every_build_of_a_version() -> None:
 def test_third_party_imports_are_declared() -> None:
     providers = metadata.packages_distributions()
     allowed = {canonicalize_name(r.name) for r in declared(extras=False)}
-    for extra in ("examples", "formula"):
+    for extra in ("examples", "formula", "parquet", "tensorboard"):
         allowed |= {canonicalize_name(Requirement(r).name) for r in PROJECT["optional-dependencies"][extra]}
     undeclared = set()
     for path in (ROOT / "pyro_vi_lab").rglob("*.py"):
@@ -69,10 +77,7 @@ def test_third_party_imports_are_declared() -> None:
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 names = [node.module or ""]
-            # arviz_stats comes with ArviZ 1.x alone, which the bridge imports only there
-            for top in (
-                {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"pyro_vi_lab", "arviz_stats"}
-            ):
+            for top in {name.split(".")[0] for name in names} - sys.stdlib_module_names - UNDECLARED.keys():
                 if not allowed & {canonicalize_name(name) for name in providers.get(top, [])}:
                     undeclared.add(f"{path.name}: {top}")
     assert undeclared == set()

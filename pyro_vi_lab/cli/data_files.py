@@ -148,7 +148,9 @@ def _read_parquet(path: Path) -> DataFile:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise ExtraError("a .parquet file is read by pyarrow, which is not installed: pip install pyarrow") from error
+        raise ExtraError(
+            "a .parquet file is read by pyarrow, which is not installed: pip install 'pyro-vi-lab[parquet]'"
+        ) from error
     try:
         table = parquet.read_table(path)
     except pyarrow.ArrowException as error:
