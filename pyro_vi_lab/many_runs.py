@@ -233,6 +233,8 @@ class _OwnMemory(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if func is Tensor.requires_grad_:
+            return args[0]  # of a parameter that is new to Pyro's store: vmap refuses it, and no gradients are taken
         result = func(*args, **(kwargs or {}))
         if func in _NEW_MEMORY and isinstance(result, Tensor):
             return torch.zeros_like(result) + self.zero.to(result)
