@@ -18,6 +18,7 @@ from pyro_vi_lab import checks, families, guides, models
 from pyro_vi_lab.calibration import Calibration, calibrate
 from pyro_vi_lab.callbacks import Callback
 from pyro_vi_lab.captured import Captured
+from pyro_vi_lab.checkpoint import load
 from pyro_vi_lab.compare import Comparison, compare
 from pyro_vi_lab.coordinate_ascent import coordinate_ascent, natural_sweep
 from pyro_vi_lab.density import LogDensity
@@ -75,6 +76,7 @@ __all__ = [
     "fit_each",
     "fit_epochs",
     "guides",
+    "load",
     "models",
     "natural_sweep",
     "nuts",

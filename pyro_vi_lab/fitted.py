@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from pyro_vi_lab.posterior import Posterior
 from pyro_vi_lab.problem import Problem
 from pyro_vi_lab.program_draws import program_draws, program_elbo
 from pyro_vi_lab.row_weights import row_weights
+from pyro_vi_lab.saved_fit import save_fit
 
 
 @dataclass(frozen=True, eq=False)
@@ -342,6 +344,17 @@ class Fit:
             unconstrained=z,
             info=info,
         )
+
+    def save(self, path: str | Path) -> None:
+        """Write the fit to one file, whole or not at all; :func:`pyro_vi_lab.load` reads it.
+
+        The file holds the parameters, the history and where they come from, as numbers and plain values. Model and
+        data are not in it, nor are a verdict, the stages of ``"auto"`` and the optimum over fixed draws.
+
+        Raises:
+            FileError: It cannot be written there.
+        """
+        save_fit(self, Path(path))
 
     def plot(self, *, against: str = "steps", ax: Any = None) -> Any:
         """Axes with the negative ELBO, or the negative log density of a point, against the steps or the seconds.

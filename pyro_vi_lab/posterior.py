@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_vi_lab import arviz_bridge
+from pyro_vi_lab.archive import write_archive
 from pyro_vi_lab.errors import ArgumentError, DataError
 
 MAX_RHAT = 1.01
@@ -88,6 +90,24 @@ class Posterior:
     def num_draws(self) -> int:
         """Number of draws per chain, S."""
         return int(next(iter(self.draws.values())).shape[1])
+
+    def save(self, path: str | Path) -> None:
+        """Write the draws to one file, whole or not at all; :func:`pyro_vi_lab.load` reads it.
+
+        Raises:
+            FileError: It cannot be written there.
+        """
+        header, arrays = self.parts()
+        write_archive(Path(path), {"kind": "posterior", **header}, arrays)
+
+    def parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What a file of it holds: plain values, and arrays by name."""
+        arrays = {f"draws/{name}": value.detach() for name, value in self.draws.items()}
+        arrays |= {f"stats/{name}": value.detach() for name, value in self.stats.items()}
+        if self.unconstrained is not None:
+            arrays["unconstrained"] = self.unconstrained.detach()
+        kept = {key: value for key, value in self.info.items() if isinstance(value, (str, int, float, list))}
+        return {"method": self.method, "info": kept}, arrays
 
     def flat(self) -> dict[str, Tensor]:
         """Draws of all chains after one another: site name to ``(C * S, *site shape)``."""
