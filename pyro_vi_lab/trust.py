@@ -6,7 +6,7 @@ import math
 import time
 from typing import Any, Literal
 
-from pyro_vi_lab.checks import Ensemble, ImportanceCheck, OtherModes, importance
+from pyro_vi_lab.checks import Ensemble, ImportanceCheck, OtherModes, RestartCheck, importance
 from pyro_vi_lab.checks.moments import (
     Moments,
     chain_coverage,
@@ -37,6 +37,7 @@ from pyro_vi_lab.trust_evidence import (
     reference_moments,
     scalars,
 )
+from pyro_vi_lab.trust_further import Further, agreement
 from pyro_vi_lab.trust_judgement import INTERVALS, RIGHT, WRONG, Judged, Source, judged, mixing
 from pyro_vi_lab.verdict import Verdict
 
@@ -73,6 +74,7 @@ def trust(
     - *weights*: Pareto-smoothed importance sampling, where k-hat says that it is reliable.
 
     A search from scattered starts adds what neither can see: maxima that the guide never draws near.
+    Restarts that ended at other optima as good as the best one speak against the fit, too.
 
     ``"trust"``: a reliable estimate confirms every mean to within ``max_mean_shift`` standard deviations and every
     standard deviation to within the factor ``max_sd_ratio``, each with two standard errors to spare, the central 50 %
@@ -83,7 +85,8 @@ def trust(
 
     Args:
         fit: The fit; of several restarts the best one.
-        budget: ``"fast"`` is for every fit; ``"thorough"`` takes more chains, for longer, more draws, and more starts.
+        budget: ``"fast"`` is for every fit; ``"thorough"`` takes more chains, for longer, more draws, and more starts,
+            and adds bounds on the log evidence and on the errors, and the kernel Stein discrepancy.
         quantities: What is to be right, if not all sites: their names, or a function that is given draws
             ``{site: (S, *shape)}`` and returns ``{name: (S, ...)}``, such as predictions.
         reference: Draws that are known to be right, such as those of NUTS, as one more estimate of the truth. One that
@@ -144,6 +147,7 @@ def trust(
             with default_dtype(density.dtype):
                 gathered.weigh(density)
                 gathered.move(density)
+                gathered.look_further(density)
     if reference is not None:
         gathered.hold_against(reference)
     return gathered.conclude(began)
@@ -183,6 +187,9 @@ class _Gathered:
         self.divergence = math.inf
         self.chains: Ensemble | None = None
         self.modes: OtherModes | None = None
+        self.restarts: RestartCheck | None = None
+        self.further: Further | None = None
+        self.against: list[str] = []
         self.sources: list[Source] = []
         self.notes: list[str] = []
 
@@ -234,6 +241,14 @@ class _Gathered:
         self.num_gradients += chains.num_gradients
         self.sources.append(source)
 
+    def look_further(self, density: LogDensity) -> None:
+        """Hold restarts against each other; of a thorough verdict, bounds and the Stein discrepancy."""
+        assert self.draws is not None
+        self.restarts, self.against = agreement(self.fit, density, self.seed + 2)
+        if self.budget_name == "thorough" and self.weights is not None:
+            self.further = Further(self.fit, density, self.draws, self.x, self.names, self.seed)
+            self.num_gradients += self.further.num_gradients
+
     def hold_against(self, reference: Posterior) -> None:
         """Take draws that are known to be right as one more estimate, if they are fit."""
         assert self.own is not None
@@ -260,11 +275,12 @@ class _Gathered:
         outcome = judged(self.names, self.sources, self.tolerances)
         reasons = outcome.reasons(self.tolerances)
         unseen = self._unseen_mass()
-        against = list(unseen)
+        against = [*unseen, *self.against]
         if self.fit.status is Status.OUT_OF_STEPS:
             against.append(f"the fit {self.fit.message}")
         fine = outcome.all_right and not against
-        reasons = [*against, *reasons, *self._of_weights(), *self._of_chains(), *self.notes]
+        reasons = [*against, *reasons, *self._of_weights(), *self._of_chains()]
+        reasons += [*(self.further.sentences() if self.further else []), *self.notes]
         if fine:
             return self.verdict("trust", reasons, [], outcome, began)
         suggestions, why = advice(self.fit, self.draws, self.chains, self.modes, outcome)
@@ -361,6 +377,7 @@ class _Gathered:
 
         table = pandas.DataFrame() if outcome is None or self.own is None else outcome.table(self.own)
         found: dict[str, Any] = {"importance": self.weights, "chains": self.chains, "other_modes": self.modes}
+        found |= {"restarts": self.restarts, **(self.further.checks() if self.further else {})}
         return Verdict(
             decision=decision,
             reasons=reasons,

@@ -16,8 +16,9 @@ from pyro_vi_lab.checks import Ensemble, OtherModes, other_modes, run_ensemble
 from pyro_vi_lab.checks.moments import Moments
 from pyro_vi_lab.density import LogDensity
 from pyro_vi_lab.errors import ArgumentError, DataError
-from pyro_vi_lab.families import MAX_DENSE, Params
+from pyro_vi_lab.families import MAX_DENSE, Family, Params
 from pyro_vi_lab.fitted import Fit, draw
+from pyro_vi_lab.guides import FamilyGuide
 from pyro_vi_lab.posterior import Posterior, element_name
 from pyro_vi_lab.program_draws import program_draws
 
@@ -82,15 +83,25 @@ class GuideDraws:
 
 def guide_draws(fit: Fit, density: LogDensity | None, num_draws: int, seed: int) -> GuideDraws:
     """Draws of the best restart."""
-    if fit.params is not None and density is not None:
-        params = Params(*(value[:1] for value in fit.params))
-        z, log_p, log_q = draw(density, fit.family, params, num_draws, seed)
+    found = member(fit)
+    if found is not None and density is not None and found[1].loc.shape[-1] == density.dim:
+        family, params = found
+        z, log_p, log_q = draw(density, family, Params(*(value[None] for value in params)), num_draws, seed)
         return GuideDraws(density.constrain(z[:, 0]), z[:, 0], log_p[:, 0], log_q[:, 0])
-    found = program_draws(fit.problem, fit.guide, num_draws, seed)
+    drawn = program_draws(fit.problem, fit.guide, num_draws, seed, weigh=True)
     unconstrained = None
     if density is not None:
-        unconstrained = density.unconstrain({name: found.values[name] for name in density.sites})
-    return GuideDraws(found.values, unconstrained, found.stats.get("log_p"), found.stats.get("log_q"))
+        unconstrained = density.unconstrain({name: drawn.values[name] for name in density.sites})
+    return GuideDraws(drawn.values, unconstrained, drawn.stats.get("log_p"), drawn.stats.get("log_q"))
+
+
+def member(fit: Fit) -> tuple[Family, Params] | None:
+    """The family and the member of it that a guide is, also of one that was trained in place; else ``None``."""
+    if fit.params is not None:
+        return fit.family, Params(*(value[0] for value in fit.params))
+    if isinstance(fit.guide, FamilyGuide) and fit.guide.has_params:
+        return fit.guide.family, fit.guide.params
+    return None
 
 
 def num_importance_draws(density: LogDensity | None, budget: Budget) -> int:
@@ -123,8 +134,9 @@ def maxima_elsewhere(fit: Fit, density: LogDensity, draws: GuideDraws, budget: B
         return None
     z = draws.z[:1000]
     root = root_of(draws.z)
-    if fit.params is not None:
-        params, family = Params(*(value[0] for value in fit.params)), fit.family
+    found = member(fit)
+    if found is not None:
+        family, params = found
 
         def log_q(at: Tensor) -> Tensor:
             return family.log_prob(params, at)

@@ -102,6 +102,7 @@ LAYERS = (
         "trust",
         "trust_advice",
         "trust_evidence",
+        "trust_further",
         "trust_judgement",
         "verdict",
         "tensorboard",

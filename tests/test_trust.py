@@ -233,3 +233,23 @@ def test_under_dispersed_regressions_are_named_without_nuts(name: str) -> None:
         loaded.info["gaussian_vi_baseline"]["mean_field"]["sd_ratio_min"], rel=0.2
     )
     assert "sigma" not in named
+
+
+def test_restarts_at_other_optima_speak_against_a_fit() -> None:
+    found = vl.trust(vl.fit(Problem(far_modes), "full_rank", num_restarts=8, seed=1, progress=False))
+    assert found.decision == "refine"
+    assert len(found.checks["restarts"].optima) >= 2
+    assert any("distinct optima" in reason for reason in found.reasons)
+    same = vl.trust(vl.fit(regression_problem(), "full_rank", num_restarts=3, progress=False))
+    assert same.decision == "trust"
+    assert len(same.checks["restarts"].optima) == 1
+
+
+def test_thorough_verdict_adds_bounds_and_the_stein_discrepancy() -> None:
+    found = vl.trust(vl.fit(regression_problem(), "full_rank", progress=False), budget="thorough")
+    assert found.decision == "trust"
+    assert {"evidence", "stein", "error_bounds"} <= found.checks.keys()
+    assert found.checks["stein"].p_value > 1e-3  # the posterior itself
+    assert found.checks["evidence"].lower <= found.checks["evidence"].psis <= found.checks["evidence"].upper
+    assert any("kernel Stein discrepancy" in reason for reason in found.reasons)
+    json.dumps(found.to_dict(), allow_nan=False)
