@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from typing import Any, Literal
 
+from pyro_vi_lab.capture import compiled_batches
 from pyro_vi_lab.checks import Ensemble, ImportanceCheck, OtherModes, RestartCheck, importance
 from pyro_vi_lab.checks.moments import (
     Moments,
@@ -144,7 +146,8 @@ def trust(
         if density is None:
             gathered.weigh(None)
         else:
-            with default_dtype(density.dtype):
+            compiled = compiled_batches() if gathered.budget.compile else nullcontext()
+            with default_dtype(density.dtype), compiled:
                 gathered.weigh(density)
                 gathered.move(density)
                 gathered.look_further(density)

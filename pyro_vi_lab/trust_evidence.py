@@ -47,6 +47,7 @@ class Budget:
         doublings: How often the chains go on, each time for as long as before, while they are undecided.
         importance: Most draws for importance weights.
         starts: Starts of the search for other maxima.
+        compile: Whether the gradient of the chains is to be machine code.
     """
 
     numbers: float
@@ -56,11 +57,12 @@ class Budget:
     doublings: int
     importance: int
     starts: int
+    compile: bool = False
 
 
 BUDGETS: Mapping[str, Budget] = {
     "fast": Budget(2.5e8, 64, (6, 6, 8), 30, 2, 10_000, 15),
-    "thorough": Budget(2.5e9, 256, (10, 10, 10, 10), 100, 3, 40_000, 63),
+    "thorough": Budget(1e9, 128, (10, 10, 10), 60, 2, 20_000, 31, compile=True),
 }
 
 
