@@ -113,7 +113,7 @@ def view(comparison: Comparison, calibrations: Mapping[str, Calibration]) -> dic
                 "message": comparison.fits[row["candidate"]].message,
                 "best": row["candidate"] == comparison.lowest,
                 "beside": beside_reference(comparison, row["candidate"]),
-                "verdict": card(comparison.verdicts.get(row["candidate"])),
+                "verdict": card(comparison.verdicts.get(row["candidate"]), comparison.notes.get(row["candidate"], ())),
             }
             for row in rows
         ],

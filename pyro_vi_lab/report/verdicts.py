@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,14 +37,14 @@ def lead(verdicts: Mapping[str, Verdict]) -> list[str]:
     return ["No fit may be trusted. Use NUTS."]
 
 
-def card(verdict: Verdict | None) -> dict[str, Any] | None:
-    """Badge, reasons and suggestions of one candidate."""
+def card(verdict: Verdict | None, notes: Sequence[str] = ()) -> dict[str, Any] | None:
+    """Badge, reasons and suggestions of one candidate; first what could not be computed."""
     if verdict is None:
         return None
     return {
         "decision": verdict.decision,
         "look": LOOK[verdict.decision],
-        "reasons": list(verdict.reasons),
+        "reasons": [*notes, *verdict.reasons],
         "suggestions": list(verdict.suggestions),
         "budget": verdict.budget,
         "seconds": verdict.seconds,
