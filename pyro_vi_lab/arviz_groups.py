@@ -97,9 +97,9 @@ def _groups_of_problem(
     if options.predictive:
         draws = problem.predictive(posterior, seed=options.seed)
         groups["posterior_predictive"] = _drawn(draws, problem)
-    kinds = {"observed": options.log_likelihood, "latent": options.log_prior}
+    wanted = [kind for kind, asked in (("observed", options.log_likelihood), ("latent", options.log_prior)) if asked]
     try:
-        values = problem.log_densities(posterior, [kind for kind, wanted in kinds.items() if wanted])
+        values = problem.log_densities(posterior, wanted) if wanted else {}
     except ModelError as error:
         warnings.warn(f"log_likelihood and log_prior are left out: {error}", LabWarning, stacklevel=5)
         attrs["left_out"] = f"log_likelihood, log_prior: {error}"
