@@ -1,4 +1,4 @@
-"""A user's file under ``mypy --strict``: every public name has a type, and the types are the ones that are said.
+"""A user's file under ``mypy --strict``: what it calls has types, and they are the ones that are said.
 
 Not run, only checked, by ``make lint``.
 """
@@ -43,6 +43,12 @@ comparison = vl.compare(problem, ["mean_field", fit], reference=reference)
 assert_type(comparison, vl.Comparison)
 assert_type(comparison.fits["mean_field"], Fit)
 assert_type(comparison.report(), str)
+
+verdict = vl.trust(fit, budget="fast")
+assert_type(verdict, vl.Verdict)
+assert_type(verdict.posterior, Posterior | None)
+assert_type(vl.fit(problem, "auto", time_budget=60.0), Fit)
+assert_type(vl.calibrate(problem, "mean_field", num_simulations=100), vl.Calibration)
 
 guide = vl.guides.FullRankNormal(model)
 optim = vl.NaturalGradient(guide, lr=0.5, momentum=0.9)
