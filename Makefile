@@ -23,7 +23,7 @@ help:
 	@echo 'make test    run the tests (SLOW=1: the slow ones too; ARGS="-k word")'
 	@echo 'make test-arviz1  what meets ArviZ, with its 1.x series (needs Python >= 3.12, and takes gigabytes the first time)'
 	@echo 'make lint    ruff and mypy'
-	@echo 'make bench   run the benchmarks (an hour and a half; ARGS="fits nuts svi vae growth stops natural_gradient bbb encoder autoencoder", ARGS=--quick)'
+	@echo 'make bench   run the benchmarks (an hour and a half; ARGS="fits nuts svi vae growth stops natural_gradient bbb encoder autoencoder trust", ARGS=--quick)'
 	@echo 'make docs    run every example of the docstrings, the README, docs/ and the tutorials; then build the pages in site/'
 	@echo 'make dist    wheel and source distribution, checked, in dist/'
 	@echo 'make try-wheel   install that wheel into an empty environment and run the README'"'"'s example there'

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import encoder, fits, report
+from benchmarks import encoder, fits, report, trust_calibration, trust_checks, warm_nuts
 from benchmarks.natural_gradient import run
 from benchmarks.tables import (
     autoencoder,
@@ -28,6 +28,9 @@ STUDIES = {
     "bbb": bbb.main,
     "encoder": encoder.main,
     "trust": trust.main,
+    "trust_calibration": trust_calibration.main,
+    "trust_checks": trust_checks.main,
+    "warm_nuts": warm_nuts.main,
     "mixture": mixture.main,
     "regression": regression.main,
     "autoencoder": autoencoder.main,

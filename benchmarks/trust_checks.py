@@ -1,6 +1,6 @@
 """Coverage of the interval of k-hat, and error bounds beside true errors: cases whose truth is closed.
 
-python -m benchmarks.trust_checks
+Written to trust_checks.md, which trust.md links to.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ Array = NDArray[Any]
 LogWeights = Callable[[np.random.Generator, int], Array]
 Row = dict[str, Any]
 
-REPEATS = 200
+HERE = Path(__file__).parent
+REPEATS, BOUND_REPEATS = 200, 20
 REFERENCES = 20
 """Runs of a million draws whose mean k-hat is the truth: known to 0.01."""
 SIZES = (1_000, 10_000)
@@ -99,7 +101,7 @@ BOUNDED = {
 """Posterior and guide, both known."""
 
 
-def bound_ratios(*, repeats: int = REPEATS, sizes: tuple[int, ...] = SIZES) -> Iterator[Row]:
+def bound_ratios(*, repeats: int = BOUND_REPEATS, sizes: tuple[int, ...] = SIZES) -> Iterator[Row]:
     """Bounds on the errors of mean and standard deviation divided by the true errors, and how often they fail."""
     for number, (case, (posterior, guide)) in enumerate(BOUNDED.items()):
         mean_error = abs(float(posterior.mean()) - float(guide.mean()))
@@ -131,14 +133,51 @@ def bound_ratios(*, repeats: int = REPEATS, sizes: tuple[int, ...] = SIZES) -> I
             }
 
 
-def main() -> int:
-    """Print both tables, a row at a time."""
-    for rows in (khat_coverage(), bound_ratios()):
-        for row in rows:
-            print(", ".join(f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
-                            for key, value in row.items()), flush=True)  # fmt: skip
-    return 0
+def page(khat: list[Row], bounds: list[Row]) -> str:
+    """Both tables as Markdown."""
+    lines = [
+        "# The checks of one fit, where the truth is closed",
+        "",
+        "## The interval of k-hat",
+        "",
+        f"How often the 95 % interval of `checks.importance` holds the k-hat of a million draws (mean of {REFERENCES} runs), in {REPEATS} repeats.",
+        "Goal: 92 to 98 %. Made by `make bench ARGS=trust_checks`.",
+        "",
+        "| weights | draws | k-hat of a million | mean k-hat | mean width | coverage |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {row['case']} | {row['draws']:,} | {row['khat_of_a_million']:.2f} | {row['khat_mean']:.2f} | {row['width']:.2f} | "
+            f"{row['coverage']:.1%} |"
+            for row in khat
+        ),
+        "",
+        "## Bounds on errors",
+        "",
+        f"Bounds of `checks.error_bounds` divided by the true errors, medians of {BOUND_REPEATS} repeats; *too low* counts the repeats whose bound "
+        "was below the true error (goal 0), *none* those without a bound, and *evidence* the share whose limits of `checks.evidence` hold it.",
+        "",
+        "| posterior | draws | mean: bound / error | too low | sd: bound / error | too low | none | evidence |",
+        "|---|---|---|---|---|---|---|---|",
+        *(
+            f"| {row['case']} | {row['draws']:,} | {row['mean_ratio']:.2f} | {row['mean_violations']} | {row['sd_ratio']:.2f} | "
+            f"{row['sd_violations']} | {row['without_bound']} | {row['evidence_between_limits']:.0%} |"
+            for row in bounds
+        ),
+    ]
+    return "\n".join(lines).replace(" nan ", " – ").replace(" inf ", " ∞ ") + "\n"
+
+
+def main(directory: Path = HERE, *, quick: bool = False) -> None:
+    """Measure and write the page, anew after every row."""
+    khat: list[Row] = []
+    bounds: list[Row] = []
+    size = {"repeats": 2, "references": 1} if quick else {}
+    for kept, found in ((khat, khat_coverage(**size)), (bounds, bound_ratios(repeats=2 if quick else BOUND_REPEATS))):
+        for row in found:
+            kept.append(row)
+            print(f"trust_checks: {row['case']} {row['draws']}", file=sys.stderr, flush=True)
+            (directory / "trust_checks.md").write_text(page(khat, bounds))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(quick="--quick" in sys.argv)

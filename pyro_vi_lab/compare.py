@@ -337,7 +337,8 @@ def compare(
     """
     candidates = _named(guides)
     for name, guide in candidates.items():
-        if isinstance(guide, Fit) and guide.problem is not problem:
+        # a fit of 'auto' may have written the model in another way
+        if isinstance(guide, Fit) and guide.problem is not problem and not guide.path:
             raise ArgumentError(f"the fit {name!r} is of {guide.problem!r}, not of the problem {problem!r} itself")
         if guide != AUTO and is_point_estimate(guide.guide if isinstance(guide, Fit) else guide):
             raise ArgumentError(

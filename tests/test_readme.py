@@ -90,7 +90,7 @@ def test_the_first_block_is_a_model_file_for_the_command_line(tmp_path: Path, mo
     (line,) = [words for words in commands(README) if words[:2] == ["pyro-vi-lab", "fit"]]
     result = CliRunner().invoke(app, line[1:])
     assert result.exit_code == 0, result.output
-    assert [path.name for path in (tmp_path / "schools").iterdir()] == ["full_rank.nc"]
+    assert [path.name for path in (tmp_path / "schools").iterdir()] == [f"{line[line.index('--guide') + 1]}.nc"]
 
 
 @pytest.mark.parametrize("words", [words for words in commands(README) if words[0] == "pyro-vi-lab"], ids=shlex.join)

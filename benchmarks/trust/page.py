@@ -12,7 +12,8 @@ HEAD = """# Verdicts without a reference, against published draws
 
 `vl.trust` on fits of the {posteriors} posteriors of posteriordb, made by `make bench ARGS=trust`. A fit is *wrong* where a mean is off by
 more than 0.3 published standard deviations or a standard deviation by more than a factor 1.5, and *right* otherwise; the verdict does not
-see the published draws. One thread{machine}.
+see the published draws. One thread. The checks behind it where the truth is closed: [trust_checks.md](trust_checks.md); calibration of
+guides: [trust_calibration.md](trust_calibration.md); what a fit saves NUTS: [warm_nuts.md](warm_nuts.md).
 """
 DECISIONS = ("trust", "reweight", "refine", "sample")
 
@@ -22,7 +23,7 @@ def render(store: Store) -> str:
     fast, thorough = store.rows.get("fast", {}), store.rows.get("thorough", {})
     nuts, auto = store.rows.get("nuts", {}), store.rows.get("auto", {})
     posteriors = {key.split("|")[0] for key in fast}
-    sections = [HEAD.format(posteriors=len(posteriors), machine="")]
+    sections = [HEAD.format(posteriors=len(posteriors))]
     sections += ["## How often the verdict is right\n", *_confusion(fast)]
     sections += ["## Every miss\n", *_misses(fast)]
     sections += ["## Reweighted draws\n", *_reweighted(fast)]

@@ -39,7 +39,7 @@ from pyro_vi_lab.cli.options import (
 )
 from pyro_vi_lab.cli.printing import Output, print_comparison
 from pyro_vi_lab.cli.problem_argument import read_problem
-from pyro_vi_lab.cli.trusting import leave_unless, verdicts_of
+from pyro_vi_lab.cli.trusting import leave_unless
 from pyro_vi_lab.compare import compare
 from pyro_vi_lab.errors import ArgumentError
 from pyro_vi_lab.export import check_writable
@@ -70,7 +70,8 @@ def compare_command(
 ) -> None:
     """Fit several guides, run NUTS beside them, and write a report of the differences.
 
-    With --require trust every fit is also checked without NUTS, and the exit code is 3 unless one may be trusted.
+    Every fit gets a verdict, with NUTS as one of its sources where its chains pass their checks. With --require trust
+    the exit code is 3 unless one is trusted.
 
     Ctrl-C keeps the fits that are done: their posteriors are written, without a report, and the exit code is 130.
     """
@@ -96,11 +97,6 @@ def compare_command(
                 )
                 if interruption.asked:
                     raise KeyboardInterrupt
-                if fits[name].problem is not made or fits[name].sampled is not None:  # of 'auto'
-                    raise ArgumentError(
-                        f"guide {name!r} cannot be compared, as it ended with another model or sampler "
-                        f"({fits[name].message}): see pyro-vi-lab fit --guide auto, and compare guides by their names"
-                    )
             numbers: dict[str, Any] = {"chains": chains, "warmup": warmup, "draws": draws, "accept": target_accept}
             reference = sampled(made, output, seed=seed, **numbers)
             output.say("report …")
@@ -111,16 +107,11 @@ def compare_command(
             _keep(fits, made, out, output, draws=draws, seed=seed)
             raise typer.Exit(EXIT_INTERRUPTED) from None
     print_comparison(found, output)
-    verdicts = {} if require is None else verdicts_of(fits, output, seed=seed)
-    output.result(
-        paths["report"],
-        found.to_dict()
-        | {"files": {name: str(path) for name, path in paths.items()}}
-        | ({"verdicts": {name: one.to_dict() for name, one in verdicts.items()}} if verdicts else {}),
-    )
+    files = {name: str(path) for name, path in paths.items()}
+    output.result(paths["report"], found.to_dict() | {"files": files})
     if not found.posteriors:
         raise typer.Exit(EXIT_FAILED)
-    leave_unless({name: one.decision for name, one in verdicts.items()}, require)
+    leave_unless({name: one.decision for name, one in found.verdicts.items()}, require)
 
 
 def _keep(fits: Mapping[str, Fit], problem: Problem, out: Path, output: Output, *, draws: int, seed: int) -> None:

@@ -66,14 +66,14 @@ def new_table(first: str, *titles: str) -> Table:
 
 def print_comparison(comparison: Comparison, output: Output) -> None:
     """The table of candidates and the sentences about them."""
-    titles = ("negative ELBO", "k-hat", "largest mean shift", "sd ratio", "seconds", "gradients")
+    titles = ("verdict", "negative ELBO", "k-hat", "largest mean shift", "sd ratio", "seconds", "gradients")
     table = new_table("candidate", *titles)
     for row in comparison.to_dict()["candidates"]:
         cells = ["diverged", "", "", ""] if row["status"] == "diverged" else _cells(row)
-        table.add_row(row["candidate"], *cells, number(row["seconds"]), number(row["gradients"], 0))
+        table.add_row(row["candidate"], row["verdict"], *cells, number(row["seconds"]), number(row["gradients"], 0))
     info = comparison.reference.info
     name = comparison.reference_name + (" (unfit)" if comparison.reference_problems else "")
-    table.add_row(name, "", "", "", "", number(info.get("seconds")), number(info.get("num_gradients"), 0))
+    table.add_row(name, "", "", "", "", "", number(info.get("seconds")), number(info.get("num_gradients"), 0))
     output.table(table)
     output.tell()
     for sentence in summary(comparison):

@@ -739,8 +739,8 @@ def test_compare_requires_one_candidate_to_be_trusted(tmp_path: Path) -> None:
     assert (out / "report.html").is_file()
     both = run("compare", problem, *small, "--json")
     assert both.exit_code == 0, both.stderr
-    assert json.loads(both.stdout)["verdicts"]["full_rank"]["decision"] == "trust"
-    assert "full_rank: trust: " in both.stderr
+    best = json.loads(both.stdout)["candidates"][0]
+    assert (best["candidate"], best["trust"]["decision"]) == ("full_rank", "trust")
 
 
 def test_auto_is_a_guide(tmp_path: Path) -> None:
