@@ -12,7 +12,7 @@ HEAD = """# Verdicts without a reference, against published draws
 
 `vl.trust` on fits of the {posteriors} posteriors of posteriordb, made by `make bench ARGS=trust`. A fit is *wrong* where a mean is off by
 more than 0.3 published standard deviations or a standard deviation by more than a factor 1.5, and *right* otherwise; the verdict does not
-see the published draws. One thread. The checks behind it where the truth is closed: [trust_checks.md](trust_checks.md); calibration of
+see the published draws. One thread, on two cores that other work shared. The checks behind it where the truth is closed: [trust_checks.md](trust_checks.md); calibration of
 guides: [trust_calibration.md](trust_calibration.md); what a fit saves NUTS: [warm_nuts.md](warm_nuts.md).
 """
 DECISIONS = ("trust", "reweight", "refine", "sample")
