@@ -52,6 +52,8 @@ NUM_RESAMPLED = 1000
 NEARLY_EQUAL = 0.01
 """Sample χ² of the weights below which they are nearly equal, whatever the shape of their tail: by Cauchy and Schwarz
 a mean is off by at most its square root, a tenth of the guide's standard deviation."""
+UNSEEN_MASS = 0.05
+"""Mass outside of the guide from which its 95 % intervals cannot hold what they say, wherever that mass is."""
 MIN_ESS = 400.0
 """Draws that must count for a posterior to be handed on (Vehtari et al. 2021, Section 4)."""
 
@@ -80,8 +82,8 @@ def trust(
 
     ``"trust"``: a reliable estimate confirms every mean to within ``max_mean_shift`` standard deviations and every
     standard deviation to within the factor ``max_sd_ratio``, each with two standard errors to spare, the central 50 %
-    and 90 % intervals hold what they would of a normal within these tolerances, the fit has converged, and nothing
-    speaks against it. ``"reweight"``: the guide's own draws are off, but reweighted ones are not; they are
+    and 90 % intervals hold what they would of a normal within twice these tolerances, the fit has converged, and
+    nothing speaks against it. ``"reweight"``: the guide's own draws are off, but reweighted ones are not; they are
     attached. ``"refine"``: a richer guide or another parameterization is likely to do; it is named, with the evidence.
     ``"sample"``: use NUTS. What cannot be decided is not trusted, and says so.
 
@@ -235,8 +237,10 @@ class _Gathered:
         for doubling in range(self.budget.doublings + 1):
             source = self._source_of(density, chains)
             outcome = judged(self.names, [source], self.tolerances)
-            # what is wrong stays wrong; what is right needs chains that have forgotten their start
-            if WRONG in outcome.verdicts or (source.reliable and set(outcome.verdicts) == {RIGHT}):
+            # what is wrong stays wrong; what is right needs chains that have forgotten their start, and where no
+            # weights speak for it too, long ones: they may creep out into a tail
+            confirmed = source.reliable and set(outcome.verdicts) == {RIGHT} and bool(self.sources)
+            if WRONG in outcome.verdicts or confirmed:
                 break
             if doubling < self.budget.doublings:
                 chains = chains.more(chains.z.shape[1])
@@ -266,12 +270,13 @@ class _Gathered:
 
     def _source_of(self, density: LogDensity, chains: Ensemble) -> Source:
         assert self.own is not None
-        shape = chains.z.shape[:2]
-        values = {name: value.flatten(0, 1) for name, value in density.constrain(chains.z).items()}
+        later = chains.z[:, chains.z.shape[1] // 2 :]  # nearer to where the chains go
+        shape = later.shape[:2]
+        values = {name: value.flatten(0, 1) for name, value in density.constrain(later).items()}
         _, x = scalars(values, self.quantities)
         x = x.unflatten(0, shape)
         inside = {level: chain_coverage(self.x, x, level) for level in INTERVALS}
-        return Source("chains", closeness(self.own, chain_moments(x)), inside, reliable=mixing(chains).forgotten)
+        return Source("chains", closeness(self.own, chain_moments(x)), inside, reliable=mixing(chains).reliable)
 
     def conclude(self, began: float) -> Verdict:
         """The decision."""
@@ -305,14 +310,14 @@ class _Gathered:
         offset = self.modes.points - center
         shift = (self.modes.mass[:, None] * offset).sum(0)
         total = (spread.square() + (self.modes.mass[:, None] * offset.square()).sum(0) - shift.square()).sqrt()
-        worst = float((shift.abs() / total).max())
-        if mass < 0.05 and worst < self.tolerances[0]:
+        worst, wider = float((shift.abs() / total).max()), float((total / spread).max())
+        if mass < UNSEEN_MASS and worst < self.tolerances[0] and wider < self.tolerances[1]:
             return []
         number = len(self.modes.mass)
         return [
             f"{number} other maxim{'um' if number == 1 else 'a'} of the density, where the guide never draws, hold"
             f"{'s' if number == 1 else ''} about {mass:.0%} of the posterior's mass; with them means would move by up "
-            f"to {worst:.2g} sd"
+            f"to {worst:.2g} sd, and standard deviations grow up to {wider:.2g} times"
         ]
 
     def _of_weights(self) -> list[str]:
@@ -340,9 +345,12 @@ class _Gathered:
         mixed = mixing(self.chains)
         chains, kept, _ = self.chains.z.shape
         what = f"{chains} chains of {kept} draws, started at draws of the guide,"
+        labels = self.fit.problem.density().labels if not self.fit.problem.subsamples else None
+        if mixed.forgotten and not mixed.settled:
+            where = f" along {labels[mixed.drifting]}" if labels else ""
+            return [f"{what} still move{where}: they cannot speak for the fit, only against it"]
         if mixed.forgotten:
             return [f"{what} have forgotten their start (largest correlation with it {mixed.memory:.2f})"]
-        labels = self.fit.problem.density().labels if not self.fit.problem.subsamples else None
         where = f" along {labels[mixed.coordinate]}" if labels else ""
         return [
             f"{what} still remember it{where} (correlation {mixed.memory:.2f}): they cannot speak for the fit, only "

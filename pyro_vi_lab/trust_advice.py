@@ -27,11 +27,10 @@ def advice(
     """Suggestions, the best first, and the sentences that give the evidence for each."""
     suggestions: list[str] = []
     why: list[str] = []
-    if modes is not None and (len(modes.mass) or modes.num_inside > 1) and fit.method != "mixture":
-        suggestions.append("mixture")
-        why.append("a 'mixture' guide looks for several modes and covers all of them")
+    several = modes is not None and (len(modes.mass) > 0 or modes.num_inside > 1) and fit.method != "mixture"
+    mixture = "a 'mixture' guide looks for several modes and covers all of them"
     if chains is None or fit.problem.subsamples:
-        return suggestions, why
+        return (["mixture"], [mixture]) if several else ([], [])
     density, z = fit.problem.density(), chains.z.flatten(0, 1)
     for one in hierarchies(fit.problem, z):
         if one.slope >= FUNNEL_SLOPE:
@@ -41,6 +40,9 @@ def advice(
                 f"distance on the log scale given by {', '.join(one.parents)}; a funnel has 1): write it non-centered, "
                 f"as pyro.infer.reparam.LocScaleReparam(0) does for poutine.reparam(config={{{one.site!r}: ...}})"
             )
+    if several:
+        suggestions.append("mixture")
+        why.append(mixture)
     covariance = None
     if fit.params is not None and density.dim <= MAX_DENSE:
         covariance = fit.covariance()

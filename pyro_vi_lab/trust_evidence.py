@@ -15,7 +15,7 @@ from pyro_vi_lab import arviz_bridge
 from pyro_vi_lab.checks import Ensemble, OtherModes, other_modes, run_ensemble
 from pyro_vi_lab.checks.moments import Moments
 from pyro_vi_lab.density import LogDensity
-from pyro_vi_lab.errors import ArgumentError, DataError
+from pyro_vi_lab.errors import ArgumentError, DataError, ModelError
 from pyro_vi_lab.families import MAX_DENSE, Family, Params
 from pyro_vi_lab.fitted import Fit, draw
 from pyro_vi_lab.guides import FamilyGuide
@@ -31,6 +31,10 @@ MAX_DRAW_NUMBERS = 2**26
 MIN_CHAINS = 24
 BATCHES = 40
 """Batches of a reference's draws, each long beside their autocorrelation."""
+FAR = (3.0, 30.0)
+"""How far starts lie from the guide, in its standard deviations."""
+FAR_RADIUS = 10.0
+"""Standard deviation of starts on the unconstrained scale where the prior is flat."""
 START_RADIUS = 2.0
 """Half-width of the uniform starts of the search for other maxima, as Stan's initial values."""
 
@@ -61,8 +65,8 @@ class Budget:
 
 
 BUDGETS: Mapping[str, Budget] = {
-    "fast": Budget(2.5e8, 64, (6, 6, 8), 30, 2, 10_000, 15),
-    "thorough": Budget(1e9, 128, (10, 10, 10), 60, 2, 20_000, 31, compile=True),
+    "fast": Budget(2.5e8, 64, (6, 6, 8), 30, 2, 10_000, 24),
+    "thorough": Budget(1e9, 128, (10, 10, 10), 60, 2, 20_000, 63, compile=True),
 }
 
 
@@ -149,16 +153,37 @@ def maxima_elsewhere(fit: Fit, density: LogDensity, draws: GuideDraws, budget: B
             white = torch.linalg.solve_triangular(root, (at - center).T, upper=False)
             return -0.5 * white.square().sum(0)
 
-    generator = torch.Generator().manual_seed(seed)
-    uniform = torch.rand(budget.starts, density.dim, generator=generator, dtype=z.dtype) * 2 - 1
+    starts = _scattered(fit, density, z, root, budget.starts, seed)
     return other_modes(
         density.value_and_grad,
         density.hessian,
         log_q,
-        starts=START_RADIUS * uniform.to(z.device),
+        starts=starts,
         draws=z,
         root=root,
     )
+
+
+def _scattered(fit: Fit, density: LogDensity, z: Tensor, root: Tensor, number: int, seed: int) -> Tensor:
+    """Starts for the search: near the origin, far from the guide in its own units, and draws of the prior."""
+    generator = torch.Generator().manual_seed(seed)
+    third, dim = number // 3, density.dim
+
+    def normal(rows: int) -> Tensor:
+        return torch.randn(rows, dim, generator=generator, dtype=z.dtype).to(z.device)
+
+    near = START_RADIUS * (2 * torch.rand(third, dim, generator=generator, dtype=z.dtype).to(z.device) - 1)
+    low, high = (math.log(one) for one in FAR)
+    radius = (low + (high - low) * torch.rand(third, 1, generator=generator, dtype=z.dtype)).exp().to(z.device)
+    u = radius * normal(third)
+    far = z.mean(0) + (u * root if root.dim() == 1 else u @ root.T)
+    try:
+        drawn = fit.problem.prior(num_draws=third, seed=seed)
+        prior = density.unconstrain({name: value[0] for name, value in drawn.draws.items()})
+    except ModelError:  # a flat prior has no draws: starts from far away in its place
+        prior = FAR_RADIUS * normal(third)
+    starts = torch.cat([near, far, prior.to(z)])
+    return starts[torch.isfinite(starts).all(-1)]
 
 
 def root_of(z: Tensor) -> Tensor:

@@ -47,19 +47,41 @@ class Source(NamedTuple):
 
 
 class Mixing(NamedTuple):
-    """Whether chains have forgotten their start, the largest correlation with it, and of which coordinate."""
+    """Whether chains have forgotten their start, and have settled.
+
+    Args:
+        forgotten: Whether no correlation with the start is left that could hide a shift.
+        memory: The largest correlation with it, of a coordinate or of its squared distance from the mean.
+        coordinate: Its coordinate.
+        settled: Whether means and spreads of the first half of the chains are those of the second.
+        drifting: The coordinate that moves most.
+    """
 
     forgotten: bool
     memory: float
     coordinate: int
+    settled: bool
+    drifting: int
+
+    @property
+    def reliable(self) -> bool:
+        """Whether the chains can speak for a fit."""
+        return self.forgotten and self.settled
 
 
 def mixing(chains: Ensemble) -> Mixing:
-    """Judge the memory of chains, given that the largest of D correlations of chance is not small."""
-    memory = chains.memory
-    worst = int(memory.argmax())
-    chance = NormalDist().inv_cdf(1 - LEVEL / len(memory)) * chains.memory_se
-    return Mixing(float(memory[worst]) <= max(MAX_MEMORY, chance), float(memory[worst]), worst)
+    """Judge the memory and the drift of chains, given that the largest of many numbers of chance is not small."""
+    memory, drift = chains.memory, chains.drift.abs()
+    normal, dim = NormalDist(), memory.shape[-1]
+    worst, moving = divmod(int(memory.argmax()), dim)[1], divmod(int(drift.argmax()), dim)[1]
+    chance = normal.inv_cdf(1 - LEVEL / memory.numel()) * chains.memory_se
+    return Mixing(
+        forgotten=float(memory.max()) <= max(MAX_MEMORY, chance),
+        memory=float(memory.max()),
+        coordinate=worst,
+        settled=float(drift.max()) <= normal.inv_cdf(1 - LEVEL / 2 / drift.numel()),
+        drifting=moving,
+    )
 
 
 @dataclass(frozen=True)
@@ -217,15 +239,18 @@ def _excess(source: Source, tolerances: tuple[float, float], errors: float) -> T
 
 
 def coverage_limits(probability: float, tolerances: tuple[float, float]) -> tuple[float, float]:
-    """What a central interval of a normal guide may hold of a standard normal, within the tolerances.
+    """What a central interval of a normal guide may hold of a standard normal, at twice the tolerances.
+
+    Twice, as this is to see another shape behind the right moments, such as one mode for two, and not the moments
+    again.
 
     Example:
         >>> [round(limit, 2) for limit in coverage_limits(0.5, (0.3, 1.5))]
-        [0.33, 0.69]
+        [0.2, 0.87]
     """
     normal = NormalDist()
     half = normal.inv_cdf((1 + probability) / 2)
-    shift, ratio = tolerances
+    shift, ratio = 2 * tolerances[0], tolerances[1] ** 2
     return (
         normal.cdf(shift + half / ratio) - normal.cdf(shift - half / ratio),
         normal.cdf(half * ratio) - normal.cdf(-half * ratio),

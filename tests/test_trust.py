@@ -253,3 +253,28 @@ def test_thorough_verdict_adds_bounds_and_the_stein_discrepancy() -> None:
     assert found.checks["evidence"].lower <= found.checks["evidence"].psis <= found.checks["evidence"].upper
     assert any("kernel Stein discrepancy" in reason for reason in found.reasons)
     json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_small_mode_far_away_is_found() -> None:
+    """Two per cent of the mass, sixty standard deviations away: the sd of all is seven times the guide's."""
+
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 50.0))
+        parts = torch.stack([-0.5 * (x - 20) ** 2 + math.log(0.98), -0.5 * (x + 40) ** 2 + math.log(0.02)])
+        pyro.factor("two", parts.logsumexp(0))
+
+    found = vl.trust(vl.fit(Problem(model), "full_rank", progress=False))
+    assert found.decision == "refine"
+    assert "mixture" in found.suggestions
+    assert float(found.checks["other_modes"].mass) == pytest.approx(0.016, abs=0.004)
+
+
+def test_long_tail_that_a_guide_lacks_is_not_trusted() -> None:
+    """A banana, of which a mixture of normals holds the middle; the chains creep out slowly."""
+
+    def banana() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(x * x, 0.5))
+
+    for guide in ("full_rank", "mixture"):
+        assert vl.trust(vl.fit(Problem(banana), guide, progress=False)).decision != "trust"

@@ -51,14 +51,29 @@ class Ensemble:
 
     @property
     def memory(self) -> Tensor:
-        r"""Correlation across chains of where they started with where they are in the later half, ``(D,)``.
+        r"""Correlation across chains of where they started with where they are in the later half, ``(2, D)``.
 
-        Zero, within :math:`1/\sqrt M`, for chains that have forgotten their start; near one for those that are stuck.
+        First of the coordinates, then of their squared distances from the mean, which a chain may remember that has
+        long been on both sides. Zero, within :math:`1/\sqrt M`, for chains that have forgotten their start; near one
+        for those that are stuck.
         """
-        later = self.z[:, self.z.shape[1] // 2 :].mean(1)
-        one, other = self.start - self.start.mean(0), later - later.mean(0)
-        norm = (one.square().sum(0) * other.square().sum(0)).sqrt()
-        return torch.where(norm > 0, (one * other).sum(0) / norm, torch.zeros_like(norm))
+        later, center = self.z[:, self.z.shape[1] // 2 :], self.z.mean((0, 1))
+        pairs = (
+            (self.start, later.mean(1)),
+            ((self.start - center).square(), (later - center).square().mean(1)),
+        )
+        return torch.stack([_correlation(one, other) for one, other in pairs])
+
+    @property
+    def drift(self) -> Tensor:
+        """Change of means and of mean squares from the first to the second half, in standard errors, ``(2, D)``."""
+        half, center = self.z.shape[1] // 2, self.z.mean((0, 1))
+        found = []
+        for values in (self.z, (self.z - center).square()):
+            change = values[:, half:].mean(1) - values[:, :half].mean(1)
+            error = change.std(0) / math.sqrt(len(change))
+            found.append(torch.where(error > 0, change.mean(0) / error, torch.zeros_like(error)))
+        return torch.stack(found)
 
     @property
     def memory_se(self) -> float:
@@ -136,6 +151,12 @@ def _kept(kernel: _Kernel, start: Tensor, num_draws: int, before: Tensor, accept
     z = torch.cat([before, torch.stack(draws, 1)], 1)
     acceptance = (acceptance * before.shape[1] + sum(rates)) / z.shape[1]
     return Ensemble(z, start, acceptance, kernel.num_gradients, kernel)
+
+
+def _correlation(one: Tensor, other: Tensor) -> Tensor:
+    one, other = one - one.mean(0), other - other.mean(0)
+    norm = (one.square().sum(0) * other.square().sum(0)).sqrt()
+    return torch.where(norm > 0, (one * other).sum(0) / norm, torch.zeros_like(norm))
 
 
 class _Kernel:

@@ -19,6 +19,8 @@ MAX_MOVE = 100.0
 """Longest first move, in standard deviations of the approximation."""
 RISE = 1e-6
 """Nats: a step promises less than this at a maximum; the direction may be a thousand times too short."""
+DIFFERENCE = 1e-4
+"""Step of central differences, in standard deviations of the approximation: near the cube root of the precision."""
 SAME_PLACE = 0.1
 """Nats, and share of the distance from the approximation in its standard deviations, between ends at one maximum."""
 PATH_POINTS = 64
@@ -201,8 +203,13 @@ def other_modes(
     if not outside:
         return none
     index = [best, *outside]
-    precision, info = torch.linalg.cholesky_ex(-hessian(z[index]))
+    curvature = hessian(z[index])
     count += dim * len(index)
+    for row in (~torch.isfinite(curvature).flatten(1).all(1)).nonzero().flatten().tolist():
+        # where a density underflows, automatic second derivatives may be 0/0
+        curvature[row] = _differences(value_and_grad, z[index[row]], root)
+        count += 2 * dim
+    precision, info = torch.linalg.cholesky_ex(-curvature)
     log_mass = value[index] + dim / 2 * math.log(2 * math.pi) - precision.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     log_mass = torch.where(info == 0, log_mass, torch.full_like(log_mass, -math.inf))
     if not bool(torch.isfinite(log_mass[0])):
@@ -213,6 +220,14 @@ def other_modes(
     covariances = torch.stack([torch.cholesky_inverse(precision[1 + i]) for i in order]) if order else none.covariances
     points = z[outside][order]
     return OtherModes(points, covariances, share[order], *rest, count)
+
+
+def _differences(value_and_grad: ValueAndGrad, at: Tensor, root: Tensor) -> Tensor:
+    """Second derivatives ``(D, D)`` by central differences of the gradient."""
+    size = DIFFERENCE * (root if root.dim() == 1 else root.norm(dim=1))
+    steps = size.diag()
+    rows = (value_and_grad(at + steps)[1] - value_and_grad(at - steps)[1]) / (2 * size[:, None])
+    return (rows + rows.mT) / 2
 
 
 def _distinct(u: Tensor, value: Tensor, ended: Tensor) -> list[int]:

@@ -71,7 +71,17 @@ def test_chains_in_far_modes_remember_their_start() -> None:
     generator = torch.Generator().manual_seed(0)
     side = torch.where(torch.rand(CHAINS, 1, generator=generator) < 0.5, 20.0, -20.0).double()
     chains = run_ensemble(two, side + draws(torch.ones(1).double()), torch.full((1,), 20.0).double(), seed=4)
-    assert float(chains.memory) > 0.9
+    assert float(chains.memory[0]) > 0.9
+
+
+def test_drift_is_seen_until_the_chains_have_settled() -> None:
+    """From far away with short steps only."""
+    density, _ = correlated(1)
+    start = draws(torch.ones(1).double()) + 300
+    moving = run_ensemble(density, start, torch.full((1,), 0.05).double(), adapt=(), num_draws=20, seed=6)
+    settled = run_ensemble(density, draws(torch.ones(1).double()), torch.ones(1).double(), seed=6)
+    assert float(moving.drift[0].abs()) > 10
+    assert float(settled.drift.abs().max()) < STANDARD_ERRORS
 
 
 def test_chains_stay_inside_of_the_support() -> None:

@@ -106,3 +106,11 @@ def test_climbing_to_infinity_does_not_end() -> None:
     _, _, ended, calls = climb(lambda x: (x.sum(-1), torch.ones_like(x)), torch.zeros(3, 2).double(), max_calls=40)
     assert not ended.any()
     assert calls == 40
+
+
+def test_mass_where_automatic_second_derivatives_fail() -> None:
+    """As those of logaddexp do where one term underflows."""
+    target = Mixture([[8.0, 0.0], [-8.0, 3.0]], [1.0, 0.5], [0.7, 0.3])
+    target.hessian = lambda z: torch.full((len(z), 2, 2), torch.nan).double()  # type: ignore[method-assign]
+    found = search(target, [8.0, 0.0], 1.0)
+    assert float(found.mass) == pytest.approx(0.3, rel=0.01)
