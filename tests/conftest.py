@@ -14,6 +14,8 @@ import pyro
 import pytest
 import torch
 
+collect_ignore = ["typed_user.py"]  # what mypy reads, and nobody runs
+
 hypothesis.settings.register_profile("reproducible", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("reproducible")
 

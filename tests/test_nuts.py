@@ -426,6 +426,8 @@ def test_unknown_backend() -> None:
 @pytest.mark.parametrize("name", ["num_chains", "num_warmup", "num_draws"])
 @pytest.mark.parametrize("value", [0, -1, 2.5, True, None])
 def test_counts(name: str, value: Any) -> None:
+    if name == "num_warmup" and value is None:
+        return  # the default
     with pytest.raises(ArgumentError, match=f"{name} must be a whole number of at least 1, got {value}"):
         draw(normal, **{name: value})
 

@@ -125,6 +125,7 @@ def discrepancy(reference: Posterior, approximation: Posterior) -> Discrepancy:
         of Probability 27(2) (expected distance).
 
     Example:
+        >>> import torch
         >>> draws = torch.linspace(-1, 1, 100, dtype=torch.float64).reshape(1, 100)
         >>> reference, moved = Posterior({"mu": draws}), Posterior({"mu": draws + draws.std()})
         >>> round(discrepancy(reference, moved).summary().max_mean_shift, 6)

@@ -391,7 +391,8 @@ problem = vl.Problem(model, torch.tensor(1.0))
     assert result.exit_code == 0
     lines = result.stderr.splitlines()
     assert lines
-    assert all(re.match(r"warning: model model runs in the eager tier", line) for line in lines)
+    assert re.match(r"warning: model model runs in the eager tier", lines[0])
+    assert all(re.match(r"warning: model model cannot be run for many draws at once", line) for line in lines[1:])
 
 
 def test_modules_beside_the_file_can_be_imported_and_nothing_stays(tmp_path: Path) -> None:
