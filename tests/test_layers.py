@@ -103,6 +103,7 @@ LAYERS = (
         "trust_advice",
         "trust_evidence",
         "trust_further",
+        "trust_gathered",
         "trust_judgement",
         "verdict",
         "tensorboard",
