@@ -67,7 +67,7 @@ def nuts(
         problem: Model and data.
         num_chains: Chains; nutpie runs them on all cores.
         num_warmup: Adaptation steps per chain, not kept; 1000 by default, 300 with ``start``, after which step size and
-            mass matrix are as good (``benchmarks/warm_nuts.md``).
+            mass matrix are about as good on most of the posteriors in ``benchmarks/warm_nuts.md``.
         num_draws: Draws kept per chain.
         seed: Seed of all randomness; the same seed gives the same draws.
         backend: ``"nutpie"`` (Rust) or ``"pyro"`` (Pyro's own kernel), both on the captured density.
